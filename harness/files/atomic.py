@@ -77,7 +77,7 @@ def refuse_strangers(folder: Path, made: Sequence[str]) -> None:
     if strangers:
         raise GatesError(
             f"{folder} holds {strangers[0]!r}, which is no older output and would be deleted: "
-            "choose another folder, or --output"
+            "choose another folder"
         )
 
 

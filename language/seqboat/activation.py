@@ -11,7 +11,7 @@ class RuleActivation(nn.Module):
     """Activate a fixed fraction of the tokens, with confidence 1.
 
     In training, tokens are drawn again for every sequence. In evaluation the draw depends on the
-    place of a token alone, so that the others of a batch change nothing.
+    place of a token alone, so that the others of a batch change nothing; single tokens have none.
 
     Args:
         density: Fraction of the tokens; 1 for all, 0 for none.
@@ -28,7 +28,13 @@ class RuleActivation(nn.Module):
         self.density = density
 
     def forward(self, x: Tensor, *, padding_mask: Tensor | None = None) -> TokenActivation:
-        """Decide for tokens ``x`` (..., D), never for padding (...)."""
+        """Decide for tokens ``x`` (B, T, D), never for padding (B, T).
+
+        Raises:
+            ValueError: Random tokens are to be drawn of single tokens (B, D).
+        """
+        if x.dim() < 3 and 0 < self.density < 1:
+            raise ValueError("random activation needs whole sequences: give densities of 0 or 1")
         if self.training:
             drawn = torch.rand(x.shape[:-1], device=x.device)
         else:

@@ -141,7 +141,8 @@ class SeqBoat(nn.Module):
             padding_mask: True (B, T) at inputs to ignore. With caches, padding comes first.
             caches: What the layers of a causal model keep of the symbols before, see `caches`; the
                 symbols are added.
-            last: Whether only the logits (B, 1, outputs) after the last symbol are computed.
+            last: Whether only the logits (B, 1, outputs) after the last place are computed, of a
+                causal model, where padding then comes first.
         """
         tokens, mask = self.front(x, padding_mask)
         for number, layer in enumerate(self.blocks):
@@ -149,6 +150,7 @@ class SeqBoat(nn.Module):
                 tokens = layer(tokens, padding_mask=mask)
             else:
                 tokens = caches[number].advance(layer, tokens, mask)
+        last = last and self.causal
         tokens = tokens[:, -1:] if last else tokens
         if isinstance(self.norm, TokenBatchNorm):
             tokens = self.norm(tokens, padding_mask=None if last else mask)
@@ -185,7 +187,7 @@ class LayerCache:
 def mean_token(tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
     """Return the mean (B, D) of the tokens (B, T, D) that are not padding, zeros where all are."""
     if padding_mask is None:
-        return tokens.mean(1)
+        return tokens.sum(1) / max(1, tokens.shape[1])
     seen = (~padding_mask).unsqueeze(-1).to(tokens.dtype)
     return (tokens * seen).sum(1) / seen.sum(1).clamp(min=1)
 

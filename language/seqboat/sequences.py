@@ -190,6 +190,7 @@ class SequenceData(L.LightningDataModule):
     """
 
     classes: Sequence[str] = ()
+    needs = "give more files"  # a part without sequences
     symbols = 0
     augment: Augment | None = None
 
@@ -218,8 +219,13 @@ class SequenceData(L.LightningDataModule):
             self._parts = self.read()
         return self._parts[split]
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002
-        """Read the sequences."""
+    def setup(self, stage: str) -> None:
+        """Read the sequences.
+
+        Raises:
+            GatesError: A part is empty, a class is alone, or, in stage ``test``, a sequence that
+                tests also trains.
+        """
         self.part("train")
         if len(self.classes) == 1:
             raise GatesError(
@@ -227,7 +233,14 @@ class SequenceData(L.LightningDataModule):
             )
         for split in SPLITS:
             if not len(self.part(split).inputs):
-                raise GatesError(f"the {split} part has no sequence: give more files")
+                raise GatesError(f"the {split} part has no sequence: {self.needs}")
+        if stage == "test":
+            trained = dict(zip(self._objects("train"), self.part("train").names, strict=True))
+            for one, name in zip(self._objects("test"), self.part("test").names, strict=True):
+                if one in trained:
+                    raise GatesError(
+                        f"{name}, which tests, equals {trained[one]}, which trains: leave one out"
+                    )
 
     def digest(self) -> list[Data]:
         """Describe each part by its content."""
@@ -242,8 +255,9 @@ class SequenceData(L.LightningDataModule):
 
     def _objects(self, split: Split) -> list[str]:
         part = self.part(split)
+        names = [int(name) if name.isdecimal() else name for name in self.classes]
         return [
-            short_digest([x.tobytes().hex(), int(label)])
+            short_digest([x.tobytes().hex(), names[label]])
             for x, label in zip(part.inputs, part.labels, strict=True)
         ]
 

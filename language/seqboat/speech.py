@@ -21,7 +21,9 @@ from language.seqboat.sequences import SPLITS, Part, SequenceData, Split
 INDEX, PACKED = "fsdd_index.json", "fsdd_pcm16_8k.delta.xz"
 PCM_SHA256 = "6f643a7422de89763625dfc9aa79427e69f7a690223a5bc5752a2f56db5af465"
 TESTED, CHOSEN = range(5), range(45, 50)  # indices of recordings that test and that choose weights
-NAME = re.compile(r"(\d)_([A-Za-z]\w*)_(\d+)\.wav")
+NAME = re.compile(r"([0-9])_([^\W\d_].*)_([0-9]+)\.(?i:wav)")
+WAVES = "*.[wW][aA][vV]"
+PACKED_RATE = 8000
 SC10 = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 FULL_SCALE = 2**15
 
@@ -54,6 +56,7 @@ def read_wave(path: Path, rate: int) -> NDArray[np.int16]:
     Raises:
         GatesError: It is another file, has another rate, no sample, or ends before its header says.
     """
+    convert = f"convert it, as ffmpeg -i {path.name} -ac 1 -ar {rate} -sample_fmt s16 NEW.wav does"
     try:
         with wave.open(str(path), "rb") as file:
             channels, width, found_rate, length = file.getparams()[:4]
@@ -61,13 +64,12 @@ def read_wave(path: Path, rate: int) -> NDArray[np.int16]:
     except (wave.Error, EOFError) as error:
         raise GatesError(
             f"{path} is no WAV file of plain samples ({str(error) or 'it ends in its header'}): "
-            f"convert it, as ffmpeg -i FILE -ac 1 -ar {rate} -sample_fmt s16 {path.stem}.wav does"
+            f"{convert}"
         ) from error
     except OSError as error:
         raise GatesError(
             f"{path} cannot be read: {error.strerror or error}; check the path"
         ) from error
-    convert = f"convert it, as ffmpeg -i {path.name} -ac 1 -ar {rate} -sample_fmt s16 NEW.wav does"
     for what, value, expected in (
         ("channels", channels, 1),
         ("bits per sample", 8 * width, 16),
@@ -80,7 +82,7 @@ def read_wave(path: Path, rate: int) -> NDArray[np.int16]:
     if len(pcm) < length * width:
         raise GatesError(
             f"{path} has {len(pcm) // width} samples, but its header says {length}: the file was "
-            "cut off; copy it again"
+            f"cut off, copy it again; or it was written through a pipe, {convert}"
         )
     return np.frombuffer(pcm, "<i2").astype(np.int16)
 
@@ -141,17 +143,19 @@ def read_speech(folder: Path, rate: int) -> tuple[Recording, ...]:
         GatesError: It has no recordings, or one of them cannot be read.
     """
     if (folder / INDEX).is_file():
+        if rate != PACKED_RATE:
+            raise GatesError(f"{folder / INDEX} has {PACKED_RATE} samples per second, not {rate}")
         return tuple(read_packed(folder))
-    files = sorted(folder.glob("*.wav"))
+    files = sorted(folder.glob(WAVES))
     if files:
         return tuple(recording(path.name, read_wave(path, rate)) for path in files)
-    words = sorted(path.parent.name for path in folder.glob("*/*.wav"))
+    words = sorted(path.parent.name for path in folder.glob(f"*/{WAVES}"))
     words = [word for word in dict.fromkeys(words) if not word.startswith("_")]
     words = [*SC10] if {*SC10} <= {*words} else words
     made = tuple(
         Recording(f"{word}/{path.name}", word, "", number, read_wave(path, rate))
         for word in words
-        for number, path in enumerate(sorted((folder / word).glob("*.wav")))
+        for number, path in enumerate(sorted((folder / word).glob(WAVES)))
     )
     if not made:
         raise GatesError(
@@ -188,34 +192,31 @@ def split_of(recordings: Sequence[Recording], held_out: str | None) -> list[Spli
             f"{missing} has no recording from 0 to 4, which test: number some so, leave the "
             "speaker out, or name one who tests by --data.init_args.held_out"
         )
-    splits: list[Split] = []
-    for one in recordings:
-        tests = one.number in TESTED if held_out is None else one.speaker == held_out
-        splits.append("test" if tests else "validation" if one.number in CHOSEN else "train")
-    return splits
+    tests = [r.number in TESTED if held_out is None else r.speaker == held_out for r in recordings]
+    return [
+        "test" if test else "validation" if one.number in CHOSEN else "train"
+        for one, test in zip(recordings, tests, strict=True)
+    ]
 
 
 def _stratified(labels: Sequence[str]) -> list[Split]:
     """Return splits of 70, 15 and 15 in 100 of every label, at random but always the same."""
-    splits: list[Split] = ["train"] * len(labels)
-    for label in sorted({*labels}):
+    splits = np.full(len(labels), "train", dtype=object)
+    for label in {*labels}:
         places = np.flatnonzero(np.array(labels) == label)
         order = np.random.default_rng(0).permutation(places)
         count = round(0.15 * len(order))
-        for place in order[:count]:
-            splits[place] = "validation"
-        for place in order[count : 2 * count]:
-            splits[place] = "test"
-    return splits
+        splits[order[:count]], splits[order[count : 2 * count]] = "validation", "test"
+    return list(splits)
 
 
 class SpeechData(SequenceData):
-    """Recordings as samples from -1 to 1, cut or not, with shifts and gains in training.
+    """Recordings as samples from -1 to 1, cut, with shifts and gains in training.
 
     Args:
         folder: See `read_speech`.
         held_out: Speaker who tests and is heard nowhere else; the official split if None.
-        length: Samples after which a recording is cut; the whole of it if None.
+        length: Samples after which a recording is cut, 256 or more.
         rate: Samples per second that WAV files must have.
         shift: Largest number of samples that a recording is moved in training.
         gain: Largest change of loudness in training, in decibels.
@@ -226,11 +227,13 @@ class SpeechData(SequenceData):
         ValueError: A size is out of range.
     """
 
+    needs = "of digits, indices 0 to 4 test, 45 to 49 choose the weights, all others train"
+
     def __init__(
         self,
         folder: str,
         held_out: str | None = None,
-        length: int | None = 8000,
+        length: int = 8000,
         rate: int = 8000,
         shift: int = 800,
         gain: float = 6.0,
@@ -238,19 +241,27 @@ class SpeechData(SequenceData):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, seed)
-        check_at_least(1, length=length, rate=rate)
+        check_at_least(1, rate=rate)
+        check_at_least(256, length=length)
         check_at_least(0, shift=shift, gain=gain)
         self.folder, self.held_out, self.length, self.rate = Path(folder), held_out, length, rate
         self.shift, self.gain = shift, gain
         self.augment = self._changed
 
     def read(self) -> Mapping[Split, Part]:
-        """Read the recordings, and split them."""
+        """Read the recordings, and split them.
+
+        Raises:
+            GatesError: They cannot be read or split, or a class is not trained.
+        """
         recordings = read_speech(self.folder, self.rate)
         self.classes = sorted({one.label for one in recordings})
-        splits, parts = split_of(recordings, self.held_out), dict[Split, Part]()
+        pairs = [*zip(recordings, split_of(recordings, self.held_out), strict=True)]
+        if missing := {*self.classes} - {r.label for r, of in pairs if of == "train"}:
+            raise GatesError(f"no recording of {min(missing)!r} trains: {self.needs}")
+        parts = dict[Split, Part]()
         for name in SPLITS:
-            chosen = [r for r, of in zip(recordings, splits, strict=True) if of == name]
+            chosen = [r for r, of in pairs if of == name]
             labels = [self.classes.index(r.label) for r in chosen]
             parts[name] = Part(
                 [waveform(r.samples, self.length) for r in chosen],
@@ -262,15 +273,11 @@ class SpeechData(SequenceData):
     def _changed(self, x: NDArray[np.float32], draws: np.random.Generator) -> NDArray[np.float32]:
         """Return a recording later or earlier, and louder or softer; its length stays."""
         by = int(draws.integers(-self.shift, self.shift + 1))
-        moved = np.zeros_like(x)
-        if by >= 0:
-            moved[by:] = x[: max(0, len(x) - by)]
-        else:
-            moved[:by] = x[-by:]
+        moved = np.pad(x, self.shift)[self.shift - by :][: len(x)]
         gain = 10 ** (draws.uniform(-self.gain, self.gain) / 20)
         return (moved * gain).astype(np.float32)
 
 
-def waveform(samples: NDArray[np.int16], length: int | None) -> NDArray[np.float32]:
+def waveform(samples: NDArray[np.int16], length: int) -> NDArray[np.float32]:
     """Return the first samples of a recording as numbers from -1 to 1."""
     return np.asarray(samples[:length], dtype=np.float32) / np.float32(FULL_SCALE)

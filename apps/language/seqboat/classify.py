@@ -14,13 +14,14 @@ from apps.language.seqboat.activation_figure import activation_figure, activity,
 from apps.language.seqboat.pieces import DATA, open_trained
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
-from harness.files import replacing, require_free, write_bytes, write_text
+from harness.files import refuse_strangers, replacing, require_free, write_bytes, write_text
 from harness.files.piece import Record, read_record
 from language.seqboat.sequence_model import SeqBoat
 from language.seqboat.speech import read_wave, waveform
 
 TRAINED = ("weights/configured-s*", "weights/seqboat-s*")  # by `fit`, and by `evaluate`
 SHIPPED = Path(language.__file__).parent / "weights"
+MADE = ("png", "csv")
 FRONT = "model.model.init_args.front.init_args."
 SPEECH = "language.seqboat.speech.SpeechData"
 
@@ -51,13 +52,16 @@ def classify(
         if len({*names}) < len(names):
             raise GatesError("two files have one name, and so would their pictures: rename one")
         require_free(Path(output), overwrite=overwrite_output)
-    sounds = [waveform(read_wave(Path(file), rate), length) for file in files]
+        refuse_strangers(Path(output), [f"{name}.{ending}" for name in names for ending in MADE])
+    waves = [read_wave(Path(file), rate) for file in files]
+    sounds = [waveform(samples, length) for samples in waves]
     drawn: list[tuple[str, Any, Any]] = []
-    for file, sound in zip(files, sounds, strict=True):
+    for file, sound, samples in zip(files, sounds, waves, strict=True):
         chances, active = activity(model, sound)
         best = int(chances.argmax())
         densities = densities_of(active)
-        print(f"{file}\t{classes[best]}\t{chances[best]:.3f}\tattend by layer: {densities}")
+        cut = f"\tfirst {len(sound) / rate:g} s" if len(sound) < len(samples) else ""
+        print(f"{file}\t{classes[best]}\t{chances[best]:.3f}\tattend by layer: {densities}{cut}")
         title = f"{Path(file).name}: {classes[best]}"
         drawn.append((Path(file).stem, active, (sound, title, chances[best])))
     if output is not None:

@@ -37,7 +37,7 @@ def module_of(settings: Mapping[str, Any]) -> SeqBoatModule:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(SeqBoatModule, "model", fail_untyped=False)
     nested = _nested(settings, "model.")
-    module: SeqBoatModule = parser.instantiate_classes(parser.parse_object({"model": nested})).model
+    module: SeqBoatModule = parser.instantiate(parser.parse_object({"model": nested})).model
     return module
 
 
@@ -60,7 +60,7 @@ def data_of(settings: Mapping[str, Any], places: Places) -> Any:
     nested["init_args"] |= {**places, "seed": settings.get("seed") or 0}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(L.LightningDataModule, "data")
-    data = parser.instantiate_classes(parser.parse_object({"data": nested})).data
+    data = parser.instantiate(parser.parse_object({"data": nested})).data
     data.prepare_data()
     data.setup("fit")
     return data

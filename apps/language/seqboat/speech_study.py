@@ -84,7 +84,7 @@ class SpeechStudy:
                 f"{data.folder} has recordings of one speaker alone: give those of another one, or "
                 "leave out --speakers"
             )
-        self.held_out: Sequence[str | None] = names if speakers else [None]
+        self.held_out: Sequence[str | None] = names if speakers else [data.held_out]
 
     def finish(self) -> Path:
         """Make what is missing, compare, and write ``scores.json``."""
@@ -146,7 +146,7 @@ class SpeechStudy:
                 np.concatenate([hits(s[LOGITS], y) for s, y in zip(some, labels, strict=True)])
                 for some in seeds
             ]
-        by_speaker = self.held_out[0] is not None
+        by_speaker = len(self.held_out) > 1
         units = [
             str(speaker) if by_speaker else name
             for speaker, part in zip(self.held_out, tests, strict=True)
@@ -226,7 +226,7 @@ def score_regression(piece: Piece, job: Job, places: Places) -> dict[str, Tensor
     fitted = regression(data.part("train"), data.length, piece["strength"])
     return {
         LOGITS: torch.from_numpy(
-            fitted.decision_function(spectrograms(data.part("test"), data.length))
+            fitted.predict_log_proba(spectrograms(data.part("test"), data.length))
         )
     }
 

@@ -116,17 +116,18 @@ class SeqBoatTrainer(GatesRunTrainer):
                 all tokens, none and random ones; or ``bytes``, next to a decoder, counts and PPMd.
         """
         del model
-        if not seeds or min(seeds) < 0:
-            raise GatesError(f"--seeds is {list(seeds)}, expected one or more from 0")
+        if not seeds or min(seeds) < 0 or len({*seeds}) < len(seeds):
+            raise GatesError(f"--seeds is {list(seeds)}, expected one or more from 0, each once")
         run = self.run(seeds=seeds)
-        if study == "bytes":
-            BytesStudy(run, datamodule, seeds).finish()
-        elif study == "activation":
-            ActivationStudy(run, datamodule, seeds).finish()
-        elif study == "listops":
-            ListOpsStudy(run, datamodule, seeds).finish()
-        else:
+        if study == "speech":
             SpeechStudy(run, datamodule, seeds, speakers=speakers).finish()
+        else:
+            others: dict[str, Any] = {
+                "activation": ActivationStudy,
+                "bytes": BytesStudy,
+                "listops": ListOpsStudy,
+            }
+            others[study](run, datamodule, seeds).finish()
 
     def add_to_report(
         self, page: Page, model: SeqBoatModule, datamodule: L.LightningDataModule

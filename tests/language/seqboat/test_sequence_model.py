@@ -67,6 +67,8 @@ def test_a_sequence_of_padding_alone_or_of_one_token_is_finite():
     assert logits.isfinite().all()
     torch.testing.assert_close(logits[1], model.head(torch.zeros(8)))
     assert model(x[:1, :1]).isfinite().all()
+    assert torch.equal(model(x[:1, :0])[0], model.head(torch.zeros(8)))
+    assert torch.equal(model(x, padding_mask=mask, last=True), logits)  # of causal models alone
 
 
 @pytest.mark.parametrize("position", ["simple", "local", "rotary"])
@@ -165,6 +167,7 @@ def test_what_cannot_be_built_or_read_is_refused(refuses):
         ("key_dim must be even, got 5", lambda: SeqBoat(front, 2, key_dim=5, position="rotary")),
         ("densities has 1 numbers for 4 layers", lambda: SeqBoat(front, 2, densities=[1])),
         ("density must be at most 1", lambda: RuleActivation(1.5)),
+        ("needs whole sequences", lambda: RuleActivation(0.5)(torch.zeros(3, 8))),
         ("norm", lambda: SeqBoat(front, 2, norm="rms")),
         ("front must be a SymbolEmbedding", lambda: SeqBoat(FilterBank(8), 2, causal=True)),
         ("hop is 3: at most 2", lambda: FrameProjection(8, 2, 3)),

@@ -3,6 +3,7 @@
 import json
 import lzma
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from language.seqboat.speech import (
     read_packed,
     read_speech,
     read_wave,
+    recording,
     split_of,
 )
 from language.seqboat.speech_rivals import log_spectrogram, regression, spectrograms
@@ -48,12 +50,32 @@ def test_files_are_read_as_they_are(speech_folder, wave_writer, tmp_path):
     for word in ("up", "down", "_noise_"):
         (tmp_path / "words" / word).mkdir(parents=True)
         for number in range(20):
-            wave_writer(tmp_path / f"words/{word}/{number}.wav", [number] * 9, rate=16000)
+            ending = "WAV" if number % 2 else "wav"
+            wave_writer(tmp_path / f"words/{word}/{number}.{ending}", [number] * 9, rate=16000)
     words = read_speech(tmp_path / "words", 16000)
     assert {one.label for one in words} == {"up", "down"}
     splits = split_of(words, None)
     assert splits == split_of(words, None)
     assert [splits.count(s) for s in ("train", "validation", "test")] == [28, 6, 6]
+
+
+@pytest.mark.fault("48 hostile")
+def test_names_of_speakers_may_be_those_of_people():
+    for speaker in ("émile", "jean-luc", "josé_2"):
+        assert recording(f"7_{speaker}_3.WAV", np.zeros(1, np.int16)).speaker == speaker
+
+
+@pytest.mark.fault("48 hostile")
+def test_classes_belong_to_what_was_trained(speech_folder, wave_writer, tmp_path):
+    digests = []
+    for names in (("ja", "nein"), ("aye", "nay"), ("ja", "nein")):
+        for number, word in enumerate(names):
+            (tmp_path / f"{len(digests)}/{word}").mkdir(parents=True)
+            for one in range(10):
+                wave_writer(tmp_path / f"{len(digests)}/{word}/{one}.wav", [number, one])
+        data = SpeechData(str(tmp_path / str(len(digests))))
+        digests.append([part.sha256 for part in data.digest()])
+    assert digests[0] == digests[2] != digests[1]
 
 
 def test_faulty_files_are_named(tmp_path, wave_writer, refuses, speech_folder):
@@ -70,6 +92,11 @@ def test_faulty_files_are_named(tmp_path, wave_writer, refuses, speech_folder):
     (tmp_path / "one").mkdir()
     wave_writer(tmp_path / "one/7_ann_1.wav", [1])
     (tmp_path / "none").mkdir()
+    copies = tmp_path / "copies"
+    shutil.copytree(speech_folder, copies)
+    shutil.copy(copies / "0_ann_0.wav", copies / "0_ann_30.wav")
+    (tmp_path / "packed").mkdir()
+    (tmp_path / f"packed/{INDEX}").touch()
     read = read_speech(speech_folder, 8000)
     refuses(
         GatesError,
@@ -84,7 +111,12 @@ def test_faulty_files_are_named(tmp_path, wave_writer, refuses, speech_folder):
         ("seven_ann_1.wav: expected DIGIT_SPEAKER", lambda: read_speech(tmp_path / "odd", 8000)),
         ("none has neither fsdd_index.json", lambda: read_speech(tmp_path / "none", 8000)),
         ("expected one of several speakers: ann, bob, eve", lambda: split_of(read, "zoe")),
-        ("the class '7' alone", lambda: SpeechData(str(tmp_path / "one")).setup("fit")),
+        ("has 8000 samples per second, not 16000", lambda: read_speech(tmp_path / "packed", 16000)),
+        (
+            "0_ann_0.wav, which tests, equals 0_ann_30",
+            lambda: SpeechData(str(copies)).setup("test"),
+        ),
+        ("no recording of '7' trains", lambda: SpeechData(str(tmp_path / "one")).setup("fit")),
     )
 
 

@@ -61,6 +61,28 @@ def test_evaluate_compares_with_rivals_by_recording_and_by_speaker(gates):
     assert whole["value"] == pytest.approx(sum(each) / 3)
 
 
+@pytest.mark.fault("48 hostile")
+def test_regression_of_two_classes_is_scored_on_the_speaker_who_is_held_out(gates):
+    (gates.folder / "two").mkdir()
+    for file in gates.folder.glob("speech/[01]_*"):
+        file.rename(gates.folder / "two" / file.name)
+    words = (
+        "--data.init_args.folder",
+        "two",
+        "--model.model.init_args.outputs",
+        "2",
+        "--data.init_args.held_out",
+        "eve",
+    )
+    gates.succeed("language", "evaluate", "--config", "small", *words, "--seeds", "0",
+                  "--trainer.max_epochs", "1")  # fmt: skip
+    scores = json.loads((gates.folder / "runs/language/small/scores.json").read_text())
+    plain = (r for r in scores["rows"] if r["metric"] == "accuracy" and not r["versus"])
+    rows = {r["method"]: r for r in plain}
+    assert rows["spectrogram"]["n"] == 10
+    assert rows["spectrogram"]["value"] == 1
+
+
 @pytest.mark.costly("two processes, one of which is killed")
 def test_a_killed_training_ends_with_the_same_bits(kill_and_resume, gates, monkeypatch):
     monkeypatch.chdir(gates.folder)
@@ -108,6 +130,7 @@ def test_faulty_calls_are_refused_in_one_line(gates, faulty_inputs):
                 "rotary positions turn pairs: key_dim must be even, got 5",
             ),
             "seeds": ([*evaluate, "--seeds", "-1"], "--seeds is .-1., expected one or more"),
+            "twice": ([*evaluate, "--seeds", "0,0"], "expected one or more from 0, each once"),
             "classes": ([*fit, f"{model}outputs", "2"], "the data have 3 classes"),
         },
         folder=gates.folder,
@@ -140,7 +163,7 @@ def test_faulty_recordings_are_refused_in_one_line(gates, faulty_inputs, wave_wr
             "cut header": fault(r"samples \(it ends in its header\)", sound(until=30)),
             "cut": fault("has 2 samples, but its header says 3", sound(until=-2)),
             "digit": fault("10_ann_0.wav: expected DIGIT_SPEAKER_INDEX", name="new/10_ann_0"),
-            "one class": fault("the data have the class '0' alone"),
+            "one class": fault("no recording of '0' trains"),
             "no test": fault("eve has no recording from 0 to 4", name="untested/1_eve_7", **ann),
             "packed": fault("samples with SHA-256 .*, expected ", name="packed/0_ann_0", **packed),
         },
@@ -166,7 +189,8 @@ def test_classify_says_what_is_heard_and_draws_where_layers_attend(gates, wave_w
     assert 1 / 3 <= float(chance) <= 1
     rows = list(csv.DictReader((gates.folder / "drawn/0_ann_0.csv").read_text().splitlines()))
     density = sum(int(row["layer2"]) for row in rows) / len(rows)
-    assert f"{density:.0%}" == lines[0].split()[-1]
+    assert f"{density:.0%}" == lines[0].partition("\tfirst")[0].split()[-1]
+    assert lines[1].endswith("first 0.0625 s")  # 500 of 740 samples
     assert float(rows[1]["start_s"]) == 0.008
     assert (gates.folder / "drawn/2_eve_6.png").read_bytes()[:4] == b"\x89PNG"
     wave_writer(gates.folder / "fast.wav", [1, 2], rate=22050)
@@ -174,6 +198,7 @@ def test_classify_says_what_is_heard_and_draws_where_layers_attend(gates, wave_w
     (gates.folder / "other/0_ann_0.wav").write_bytes((gates.folder / files[0]).read_bytes())
     for faulty, said in (
         ((*words, "--output", "drawn"), "drawn exists"),
+        ((*words, "--output", "speech", "--overwrite_output"), "holds '0_ann_0.wav', which is no"),
         ((*words[:2], "fast.wav", "--name", "small"), "has 22050 samples per second"),
         ((*words[:3], "other/0_ann_0.wav", *words[4:], "--output", "x"), "two files have one name"),
         ((*words, "--weights", "speech"), "speech has no model of speech"),
