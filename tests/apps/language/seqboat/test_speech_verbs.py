@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from apps.language.seqboat.pieces import module_of
-from apps.language.seqboat.speech_study import convolution_settings, headline
+from apps.language.seqboat.speech_study import RATES, STRENGTHS, convolution_settings, headline
 from harness.evidence import Row
 from harness.experiment.scores import Scores, write_scores
 from harness.files.piece import read_record
@@ -36,7 +36,9 @@ def test_fit_logs_density_which_report_draws_and_keeps_the_best_weights(gates):
     assert all(torch.equal(value, best[f"model.{name}"]) for name, value in weights.items())
 
 
-def test_evaluate_compares_with_rivals_by_recording_and_by_speaker(gates):
+def test_evaluate_compares_with_rivals_by_recording_and_by_speaker(gates, monkeypatch):
+    for name, value in {"RATES": RATES[3:], "STRENGTHS": STRENGTHS[3:], "TRIAL_EPOCHS": 1}.items():
+        monkeypatch.setattr(f"apps.language.seqboat.speech_study.{name}", value)
     words = ("language", "evaluate", "--config", "small")
     out = gates.succeed(*words).out
     scores = json.loads((gates.folder / "runs/language/small/scores.json").read_text())
@@ -88,6 +90,17 @@ def test_a_killed_training_ends_with_the_same_bits(kill_and_resume, gates, monke
     monkeypatch.chdir(gates.folder)
     words = ["language", "fit", "--config", "small.yaml", "--checkpoint.every_n_steps", "1"]
     kill_and_resume(words, app="language", kills=1)
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_ends_with_the_same_figures(kill_and_resume, gates, monkeypatch):
+    monkeypatch.chdir(gates.folder)
+    kill_and_resume(
+        ["language", "evaluate", "--config", "small.yaml", "--seeds", "0"],
+        app="language",
+        seed=3,
+        compare=["*/*/result.*", "*/*/record.json", "scores.json"],
+    )
 
 
 def test_the_rival_has_about_as_many_weights():
