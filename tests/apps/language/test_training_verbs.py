@@ -166,7 +166,7 @@ def test_what_ships_is_half_as_large_and_scored(trained, weights, tmp_path, monk
     loaded = module_of(piece.settings).model
     loaded.load_state_dict(store.load(piece))
     assert torch.equal(loaded.lm_head.weight, exact["model.embed_tokens.weight"].bfloat16().float())
-    monkeypatch.setattr(generate, "shipped", lambda: tmp_path / "weights/small")
+    monkeypatch.setattr(generate, "shipped", lambda *_: tmp_path / "weights/small")
     words = ["--weights", "shipped", "--prompt", "def", "--max_tokens", 3]
     assert trained.succeed("generate", *words).startswith("def")
 
