@@ -314,6 +314,17 @@ def majority(train: Part, test: Part) -> NDArray[np.float64]:
     return (test.labels == np.bincount(train.labels).argmax()).astype(np.float64)
 
 
+def root_on_digits(test: Part) -> NDArray[np.float64]:
+    """Return 1 where the operator at the root of the digits right below it alone is right (N,)."""
+    right = []
+    for x, label in zip(test.inputs, test.labels, strict=True):
+        symbols = [SYMBOLS[number - 1] for number in x]
+        levels = np.cumsum([(s in OPERATORS) - (s == CLOSE) for s in symbols])
+        digits = [int(s) for s, n in zip(symbols, levels, strict=True) if n == 1 and s in DIGITS]
+        right.append(bool(digits) and OPERATORS[symbols[0]](digits) == label)
+    return np.array(right, dtype=np.float64)
+
+
 def majority_by_root(train: Part, test: Part) -> NDArray[np.float64]:
     """Return 1 where the most frequent label of training trees with this root is right (N,)."""
     counts = np.zeros((1 + len(SYMBOLS), len(DIGITS)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ from apps.language.seqboat.pieces import (
     hits,
     places_of,
     scored,
-    train,
+    scores_of,
     trained_model,
 )
 from core_gates.errors import GatesError
 from harness.evidence import Resamples, Row, compare, moments
-from harness.experiment import Arrays, Job, Piece, Run, Store
+from harness.experiment import Job, Piece, Run, Store
 from language.seqboat.sequences import SequenceData, SequenceLoader
 
 LEARNED, ALWAYS, NEVER, RANDOM = "learned", "always", "never", "random"
@@ -93,19 +92,12 @@ class ActivationStudy:
 
     def _made(self, name: str, densities: Sequence[float] | None) -> list[Mapping[str, Tensor]]:
         """Return the scores of a row, one a seed; none where they are left out."""
-        run, epochs = self.run, self.run.settings.get("trainer.max_epochs") or 1
         rule = {} if densities is None else {DENSITIES: list(densities)}
         pieces = [
-            Piece(name, seed, settings={**run.settings, **rule, "seed": seed})
+            Piece(name, seed, settings={**self.run.settings, **rule, "seed": seed})
             for seed in self.seeds
         ]
-        weights, scores = run.store("weights", Arrays()), run.store("scores", Arrays())
-        wanted = scores.missing(pieces)  # what is scored needs no weights
-        work = partial(train, places=self.places)
-        trained = run.obtain(weights, wanted, work, ticks=max(1, epochs), unit="epochs")
-        pieces = [piece for piece in pieces if piece not in wanted or piece in trained]
-        scoring = partial(score, places=self.places, weights=weights)
-        return [scores.load(piece) for piece in run.obtain(scores, pieces, scoring, scoring=True)]
+        return scores_of(self.run, pieces, self.places, score)
 
 
 def score(piece: Piece, job: Job, places: Places, weights: Store[Any]) -> dict[str, Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from core_gates.errors import GatesError
 from harness.evidence import Row
-from harness.experiment import Arrays, Job, Piece, Store
+from harness.experiment import Arrays, Job, Piece, Run, Store
 from harness.files.piece import Record, refuse_changed
 from language.data import LanguageDataModule
 from language.seqboat.module import SeqBoatModule
@@ -85,6 +86,27 @@ def train(
     job.note(objects=data.training_objects(), classes=list(getattr(data, "classes", ())))
     job.fit(module, data, ticks=ticks, **options)
     return dict(module.model.state_dict())
+
+
+def scores_of(
+    run: Run, pieces: Sequence[Piece], places: Places, scoring: Callable[..., Any]
+) -> list[Mapping[str, Tensor]]:
+    """Train and score what is missing, and return the scores in order; none of what is left out.
+
+    Args:
+        run: Keeps what is trained and scored.
+        pieces: Of networks.
+        places: Where the files of the data are.
+        scoring: Scores one, as `score` does.
+    """
+    weights, scores = run.store("weights", Arrays()), run.store("scores", Arrays())
+    wanted = scores.missing(pieces)  # what is scored needs no weights
+    epochs = max(1, run.settings.get("trainer.max_epochs") or 1)
+    work = partial(train, places=places)
+    trained = run.obtain(weights, wanted, work, ticks=epochs, unit="epochs")
+    pieces = [piece for piece in pieces if piece not in wanted or piece in trained]
+    scoring = partial(scoring, places=places, weights=weights)
+    return [scores.load(piece) for piece in run.obtain(scores, pieces, scoring, scoring=True)]
 
 
 def score(

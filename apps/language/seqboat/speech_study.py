@@ -27,6 +27,7 @@ from apps.language.seqboat.pieces import (
     places_of,
     score,
     scored,
+    scores_of,
     size_of,
     train,
 )
@@ -100,7 +101,7 @@ class SpeechStudy:
         choices = run.tune(
             spaces, work, trials=len(RATES), own=methods, ticks=epochs, unit="epochs", **shorter
         )
-        weights, scores = run.store("weights", Arrays()), run.store("scores", Arrays())
+        scores = run.store("scores", Arrays())
         made: dict[str, list[list[Mapping[str, Tensor]]]] = {}
         for method, own in methods.items():
             if method not in choices:
@@ -112,21 +113,12 @@ class SpeechStudy:
                 for name in self.held_out
             ]
             if networks:
-                wanted = scores.missing(pieces)  # what is scored needs no weights
-                trained = run.obtain(
-                    weights, wanted, partial(train, places=self.places),
-                    ticks=max(1, run.settings.get("trainer.max_epochs") or 1), unit="epochs",
-                )  # fmt: skip
-                pieces = [piece for piece in pieces if piece not in wanted or piece in trained]
-                scoring: Any = partial(score, places=self.places, weights=weights)
+                every = scores_of(run, pieces, self.places, score)
             else:
                 scoring = partial(score_regression, places=self.places)
-            pieces = run.obtain(scores, pieces, scoring, scoring=True)
-            by_seed = [
-                pieces[n : n + len(self.held_out)]
-                for n in range(0, len(pieces), len(self.held_out))
-            ]
-            made[method] = [[scores.load(piece) for piece in some] for some in by_seed]
+                every = [*map(scores.load, run.obtain(scores, pieces, scoring, scoring=True))]
+            count = len(self.held_out)
+            made[method] = [every[n : n + count] for n in range(0, len(every), count)]
         return self._compare(made)
 
     def _piece(

@@ -20,6 +20,7 @@ from language.seqboat.listops import (
     majority,
     majority_by_root,
     read_tsv,
+    root_on_digits,
     trees_of,
     value_of,
     write_splits,
@@ -165,6 +166,20 @@ def test_majorities_on_trees_of_the_preset():
     assert majority_by_root(train, test).mean() == pytest.approx(0.335, abs=0.04)
     label = np.bincount(train.labels).argmax()
     assert majority(train, test).tolist() == [float(y == label) for y in test.labels]
+
+
+@pytest.mark.fault("48 sceptic")
+def test_the_operator_on_its_digits_leaves_deeper_ones_out():
+    trees = (
+        "[MAX 1 [MIN 9 8 ] 5 ]",
+        "[SM [MAX 3 4 ] 6 7 ]",
+        "[MIN [MAX 2 1 ] ]",
+        "7",
+        "[MED 4 2 ]",
+    )
+    inputs = [np.array([NUMBERS[token] for token in tree.split()]) for tree in trees]
+    for labels, right in (([5, 3, 2, 7, 3], [1, 1, 0, 0, 1]), ([8, 7, 0, 0, 4], [0] * 5)):
+        assert root_on_digits(Part(inputs, np.array(labels), [])).tolist() == right
 
 
 def test_what_is_no_tree_is_named_with_its_line(tmp_path, refuses):
