@@ -15,8 +15,10 @@ from benchmarks.comparison import Call, Comparison, Load
 LENGTH, EARLY, LATE, LENGTHS = 8192, 1024, 16_384, (1024, 4096, 16_384)
 VOCABULARY, DIM, KEY_DIM, HIDDEN, WINDOW, LAYERS = 257, 192, 64, 384, 128, 4
 HEADS, KV_HEADS, DECODER_HIDDEN = 6, 2, 344  # of a decoder with as many parameters
-COMPRESSED, ALL_SLOTS, QUARTER, DECODER = "compressed", "all slots", "a quarter attends", "decoder"
-DENSITIES = {QUARTER: 0.25, "all attend": 1.0}
+COMPRESSED, ALL_SLOTS, DECODER, QUARTER, ALL = (
+    "compressed", "all slots", "decoder", "a quarter attends", "all attend",
+)  # fmt: skip
+DENSITIES = {QUARTER: 0.25, ALL: 1.0}
 
 
 def comparisons() -> Iterator[Comparison]:
@@ -47,8 +49,8 @@ def layers(load: Load) -> dict[str, Call]:
 
 
 def steps(load: Load) -> dict[str, Call]:
-    """Return the next step of a layer, after few tokens and after many."""
-    layer, sma = models(load)[QUARTER].blocks[0], load("core_gates.attention.sma")
+    """Return the next step of a layer in which all tokens attend, after few of them and many."""
+    layer, sma = models(load)[ALL].blocks[0], load("core_gates.attention.sma")
     token, calls = _tokens(1)[:, 0], dict[str, Call]()
     for length in (EARLY, LATE):
         _, state = sma.prefill(layer, _tokens(length))

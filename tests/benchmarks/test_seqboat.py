@@ -16,7 +16,7 @@ def test_a_layer_without_empty_slots_is_equal_to_the_bit():
 
 def test_a_step_is_that_of_the_whole_sequence(monkeypatch):
     monkeypatch.setattr(seqboat, "LATE", 1200)
-    layer, calls = seqboat.models(load_head)[seqboat.QUARTER].blocks[0], seqboat.steps(load_head)
+    layer, calls = seqboat.models(load_head)[seqboat.ALL].blocks[0], seqboat.steps(load_head)
     for length in (1024, 1200):
         y, _ = prefill(layer, torch.cat([seqboat._tokens(length), seqboat._tokens(1)], 1))
         assert torch.allclose(calls[f"after {length}"]()[0], y[:, -1], atol=1e-5)
