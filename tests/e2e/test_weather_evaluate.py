@@ -71,8 +71,7 @@ def test_an_interrupted_tuning_goes_on(gates, monkeypatch):
 
 
 def test_evaluate_writes_scores_and_prints_their_path_last(gates, evaluated, scores):
-    page = (ROOT / "docs" / "reference" / "outputs.md").read_text()
-    schema = json.loads(re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0])
+    schema = json.loads((ROOT / "docs/reference/scores.schema.json").read_text())
     jsonschema.validate(scores, schema)
     assert evaluated.out.splitlines()[-1] == "runs/weather/unit/scores.json"
     assert "leaving out 1 missing network of 2: ungated-s0" in evaluated.out

@@ -26,11 +26,7 @@ from harness.files import Data
 ROOT = Path(__file__).parents[3]
 
 
-def schema(title):
-    """A schema of docs/reference/outputs.md."""
-    text = (ROOT / "docs" / "reference" / "outputs.md").read_text()
-    found = [json.loads(body) for body in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
-    return next(s for s in found if s["title"] == title)
+SCHEMA = json.loads((ROOT / "docs/reference/scores.schema.json").read_text())
 
 
 @pytest.fixture
@@ -64,7 +60,7 @@ def written(tmp_path):
 def test_the_file_follows_the_documented_schema(written):
     path, config = written
     content = json.loads(path.read_text(), parse_constant=pytest.fail)
-    jsonschema.validate(content, schema("scores.json"))
+    jsonschema.validate(content, SCHEMA)
     assert content["config"] == {
         "name": "era5.yaml",
         "sha256": hashlib.sha256(config.read_bytes()).hexdigest(),
@@ -81,7 +77,7 @@ def test_the_schema_refuses_what_is_wrong(written):
     content = json.loads(written[0].read_text())
     for wrong in ({"app": 3}, {"seeds": [0.5]}, {"extra": 1}, {"bars": [{}]}):
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate({**content, **wrong}, schema("scores.json"))
+            jsonschema.validate({**content, **wrong}, SCHEMA)
 
 
 def test_a_wrong_sense_is_refused(tmp_path):
@@ -110,7 +106,7 @@ def test_what_was_not_measured_is_said_and_neither_met_nor_missed(tmp_path, caps
         tmp_path / "scores.json", Scores(rows, bars, [3]), app="weather", config_path=None
     )
     content = json.loads(path.read_text())
-    jsonschema.validate(content, schema("scores.json"))
+    jsonschema.validate(content, SCHEMA)
     assert [bar["met"] for bar in content["bars"]] == [None, True]
     assert "note" not in content["rows"][0]
     found = read_scores(path, "weather")
