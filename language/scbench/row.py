@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 Origin = Literal["file", "exact", "same form"]
 Answer = str | int | tuple[str, ...]
-PREFIX = "scbench_"
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,7 @@ class Row:
         extra: Other fields of the file: of RepoQA ``lang`` and ``repo``, of ICL.ManyShot ``task``.
         origin: Where it comes from: a ``file``; made as the official rows are, ``exact``; or of
             the ``same form`` with another text.
+        new_tokens: Most tokens of an answer, where they are fewer than the task allows.
     """
 
     task: str
@@ -88,6 +88,11 @@ class Row:
     turns: tuple[Turn, ...]
     extra: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin = "file"
+    new_tokens: int | None = None
+
+    def limit(self, turn: Turn) -> int:
+        """Return the most tokens of the answer of a turn."""
+        return self.new_tokens or TASKS[self.task].limit(turn)
 
 
 TASKS: Mapping[str, Task] = {
