@@ -14,16 +14,14 @@ from apps.language.seqboat.pieces import (
     DENSITY,
     LOGITS,
     Places,
+    Study,
     data_of,
     hits,
-    places_of,
     scored,
-    scores_of,
     trained_model,
 )
-from core_gates.errors import GatesError
 from harness.evidence import Resamples, Row, compare, moments
-from harness.experiment import Job, Piece, Run, Store
+from harness.experiment import Job, Piece, Store
 from language.seqboat.sequences import SequenceData, SequenceLoader
 
 LEARNED, ALWAYS, NEVER, RANDOM = "learned", "always", "never", "random"
@@ -39,27 +37,10 @@ NOTE = (
 )
 
 
-class ActivationStudy:
-    """Models of one configuration that differ in which tokens attend.
+class ActivationStudy(Study):
+    """Models of one configuration that differ in which tokens attend."""
 
-    Args:
-        run: Keeps what is trained and scored.
-        data: Labeled sequences.
-        seeds: Of every row.
-
-    Raises:
-        GatesError: The data are no labeled sequences.
-    """
-
-    def __init__(self, run: Run, data: object, seeds: Sequence[int]) -> None:
-        if not isinstance(data, SequenceData):
-            raise GatesError(
-                f"study activation needs labeled sequences, found {type(data).__name__}"
-            )
-        self.run, self.data, self.seeds = run, data, seeds
-        data.setup("test")
-        run.settings["data.digest"] = [part.sha256 for part in data.digest()]
-        self.places = places_of(data)
+    kind, needs = SequenceData, "activation needs labeled sequences"
 
     def finish(self) -> Path:
         """Make what is missing, compare, and write ``scores.json``."""
@@ -86,9 +67,7 @@ class ActivationStudy:
             if seeds:
                 flops = float(torch.stack([one[FLOPS] for one in seeds]).mean())
                 rows.append(Row(name, "cost", FLOPS, flops))
-        return self.run.finish(
-            rows, seeds=self.seeds, data=self.data.digest(), headline=headline(rows), notes=[NOTE]
-        )
+        return self.finish_with(rows, headline(rows), [NOTE])
 
     def _made(self, name: str, densities: Sequence[float] | None) -> list[Mapping[str, Tensor]]:
         """Return the scores of a row, one a seed; none where they are left out."""
@@ -97,7 +76,7 @@ class ActivationStudy:
             Piece(name, seed, settings={**self.run.settings, **rule, "seed": seed})
             for seed in self.seeds
         ]
-        return scores_of(self.run, pieces, self.places, score)
+        return self.scores_of(pieces, score)
 
 
 def score(piece: Piece, job: Job, places: Places, weights: Store[Any]) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,11 +19,9 @@ from apps.language.byte_scores import (
     METRIC,
     NOTE,
     ORDERS,
-    SCORES,
     SEQBOAT,
     TASK,
     TOLD_MORE,
-    WEIGHTS,
     bits_of,
     rival_pieces,
     score_rival,
@@ -32,21 +29,20 @@ from apps.language.byte_scores import (
     weighed,
 )
 from apps.language.seqboat.pieces import (
-    DENSITY,
     MODEL,
     RATE,
     Places,
+    Study,
     data_of,
     density_of,
+    density_rows,
     module_of,
-    places_of,
     size_of,
     train,
     trained_model,
 )
-from core_gates.errors import GatesError
 from harness.evidence import Resamples, Row, compare, moments
-from harness.experiment import Arrays, Job, Piece, Run, Store
+from harness.experiment import Arrays, Job, Piece, Store
 from language.data import LanguageDataModule
 from language.scoring import bits_per_byte, ratio
 from language.seqboat.sequence_model import recorded
@@ -62,32 +58,16 @@ EQUAL = (
 )
 
 
-class BytesStudy:
-    """SeqBoat of bytes on files that it has not seen.
+class BytesStudy(Study):
+    """SeqBoat of bytes on files that it has not seen."""
 
-    Args:
-        run: Keeps what is trained and scored.
-        data: The corpus.
-        seeds: Of SeqBoat and the decoder.
-
-    Raises:
-        GatesError: The data are no corpus.
-    """
-
-    def __init__(self, run: Run, data: L.LightningDataModule, seeds: Sequence[int]) -> None:
-        if not isinstance(data, LanguageDataModule):
-            raise GatesError(f"study bytes needs a corpus, found {type(data).__name__}")
-        self.run, self.data, self.seeds = run, data, seeds
-        data.setup("test")
-        run.settings["data.digest"] = [part.sha256 for part in data.digest()]
-        self.places = places_of(data)
+    kind, needs = LanguageDataModule, "bytes needs a corpus"
 
     def finish(self) -> Path:
         """Make what is missing, compare, and write ``scores.json``."""
         run, places, documents = self.run, self.places, scored(self.data)[0]
         own = {SEQBOAT: {}, DECODER: decoder_settings(run.settings, self.data.context)}
-        steps = max(1, run.settings.get(STEPS) or 1)
-        few = min(TRIAL_STEPS, steps)
+        few = min(TRIAL_STEPS, max(1, run.settings.get(STEPS) or 1))
         shorter: dict[str, Any] = {STEPS: few}
         choices = run.tune(
             {method: [{RATE: rate} for rate in RATES] for method in own},
@@ -100,13 +80,7 @@ class BytesStudy:
             for method, choice in choices.items()
             for seed in self.seeds
         ]  # fmt: skip
-        weights, scores = run.store(WEIGHTS, Arrays()), run.store(SCORES, Arrays())
-        wanted = scores.missing(pieces)  # what is scored needs no weights
-        work = partial(train, places=places, ticks="steps")
-        trained = run.obtain(weights, wanted, work, ticks=steps, unit="steps")
-        pieces = [piece for piece in pieces if piece not in wanted or piece in trained]
-        scoring: Any = partial(score, places=places, weights=weights)
-        pieces = run.obtain(scores, pieces, scoring, ticks=len(documents), scoring=True)
+        made = self.scores_of(pieces, score, ticks="steps", parts=len(documents))
         rivals = rival_pieces(run.settings["data.digest"], self.data.context)
         for piece in rivals:
             work = partial(score_rival, places=places)
@@ -117,14 +91,10 @@ class BytesStudy:
             Resamples.clusters([document.name for document in documents]),
             task=TASK, reference=SEQBOAT if SEQBOAT in bits else None,
         )  # fmt: skip
-        densities = [scores.load(p)[DENSITY] for p in pieces if p.method == SEQBOAT]
-        for number, density in enumerate(np.mean(densities, 0) if densities else (), 1):
-            rows.append(Row(SEQBOAT, "activation", f"density of layer {number}", float(density)))
+        rows += density_rows(SEQBOAT, [one for one in made if SEQBOAT in one])
         sizes = [size_of({**run.settings, **some}) for some in own.values()]
-        return run.finish(
-            rows, seeds=self.seeds, data=self.data.digest(), headline=headline(rows),
-            notes=[NOTE, EQUAL.format(*sizes, len(RATES), few), *weighed(bits)],
-        )  # fmt: skip
+        notes = [NOTE, EQUAL.format(*sizes, len(RATES), few), *weighed(bits)]
+        return self.finish_with(rows, headline(rows), notes)
 
 
 def decoder_settings(settings: Mapping[str, Any], context: int) -> dict[str, Any]:

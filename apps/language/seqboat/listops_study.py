@@ -12,16 +12,14 @@ from numpy.typing import NDArray
 from apps.language.seqboat.activation_figure import activity, tree_figure
 from apps.language.seqboat.pieces import (
     LOGITS,
+    Study,
     density_rows,
     hits,
-    places_of,
     score,
-    scores_of,
     trained_model,
 )
-from core_gates.errors import GatesError
 from harness.evidence import Resamples, Row, compare, moments
-from harness.experiment import Arrays, Piece, Run
+from harness.experiment import Arrays, Piece
 from harness.report.page import Page
 from language.seqboat.listops import (
     CLOSE,
@@ -46,36 +44,20 @@ NOTE = (
 )
 
 
-class ListOpsStudy:
-    """SeqBoat on trees that it has not seen, whole, by operator at the root and by depth.
+class ListOpsStudy(Study):
+    """SeqBoat on trees that it has not seen, whole, by operator at the root and by depth."""
 
-    Args:
-        run: Keeps what is trained and scored.
-        data: The trees.
-        seeds: Of SeqBoat.
-
-    Raises:
-        GatesError: The data are no trees.
-    """
-
-    def __init__(self, run: Run, data: object, seeds: Sequence[int]) -> None:
-        if not isinstance(data, ListOpsData):
-            raise GatesError(f"study listops needs trees of ListOps, found {type(data).__name__}")
-        self.run, self.data, self.seeds = run, data, seeds
-        data.setup("test")
-        run.settings["data.digest"] = [part.sha256 for part in data.digest()]
+    kind, needs = ListOpsData, "listops needs trees of ListOps"
 
     def finish(self) -> Path:
         """Make what is missing, compare, and write ``scores.json``."""
-        run, test, places = self.run, self.data.part("test"), places_of(self.data)
-        pieces = [self._piece(seed) for seed in self.seeds]
-        first = self.data.part("train")
+        first, test = self.data.part("train"), self.data.part("test")
         right = {
             MAJORITY: [majority(first, test)],
             BY_ROOT: [majority_by_root(first, test)],
             ON_DIGITS: [root_on_digits(test)],
         }
-        made = scores_of(run, pieces, places, score)
+        made = self.scores_of([self._piece(seed) for seed in self.seeds], score)
         if made:
             right[SEQBOAT] = [hits(one[LOGITS], test.labels) for one in made]
         rows = compare(
@@ -93,9 +75,7 @@ class ListOpsStudy:
             if inside.any()
         ]
         rows += density_rows(SEQBOAT, made)
-        return run.finish(
-            rows, seeds=self.seeds, data=self.data.digest(), headline=headline(rows), notes=[NOTE]
-        )
+        return self.finish_with(rows, headline(rows), [NOTE])
 
     def add_tree(self, page: Page) -> None:
         """Add the shortest test tree, with the tokens that attend in each layer.

@@ -1,4 +1,4 @@
-"""Models and data of settings, and the training that ``fit`` and ``evaluate`` share."""
+"""What studies of SeqBoat share: models and data of settings, their training and scores."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
@@ -23,6 +23,7 @@ from language.seqboat.module import SeqBoatModule
 from language.seqboat.sequence_model import Activations, SeqBoat, recorded
 from language.seqboat.sequences import SequenceData, SequenceLoader, Split
 
+Length = Literal["epochs", "steps"]
 DATA = "data.init_args."
 PLACES = ("folder", "corpus", "tokenizer", "cache_folder")
 """Options of the data that decide by content alone, which the digest of the data covers."""
@@ -73,9 +74,7 @@ def places_of(data: L.LightningDataModule) -> Places:
     return {n: str(value) if isinstance(value, Path) else value for n, value in values.items()}
 
 
-def train(
-    piece: Piece, job: Job, places: Places, ticks: Literal["epochs", "steps"] = "epochs"
-) -> dict[str, Tensor]:
+def train(piece: Piece, job: Job, places: Places, ticks: Length = "epochs") -> dict[str, Tensor]:
     """Train one model as ``fit`` does, and return its state."""
     L.seed_everything(piece.seed, verbose=False)
     data, module = data_of(piece.settings, places), module_of(piece.settings)
@@ -88,25 +87,67 @@ def train(
     return dict(module.model.state_dict())
 
 
-def scores_of(
-    run: Run, pieces: Sequence[Piece], places: Places, scoring: Callable[..., Any]
-) -> list[Mapping[str, Tensor]]:
-    """Train and score what is missing, and return the scores in order; none of what is left out.
+class Study:
+    """What is trained, scored and compared of one configuration.
 
     Args:
         run: Keeps what is trained and scored.
-        pieces: Of networks.
+        data: Of the kind that the study is about.
+        seeds: Of every method that is trained by gradient descent.
+
+    Attributes:
+        kind: The class of the data.
+        needs: Name of the study, and what it needs, for messages.
         places: Where the files of the data are.
-        scoring: Scores one, as `score` does.
+
+    Raises:
+        GatesError: The data are of another kind.
     """
-    weights, scores = run.store("weights", Arrays()), run.store("scores", Arrays())
-    wanted = scores.missing(pieces)  # what is scored needs no weights
-    epochs = max(1, run.settings.get("trainer.max_epochs") or 1)
-    work = partial(train, places=places)
-    trained = run.obtain(weights, wanted, work, ticks=epochs, unit="epochs")
-    pieces = [piece for piece in pieces if piece not in wanted or piece in trained]
-    scoring = partial(scoring, places=places, weights=weights)
-    return [scores.load(piece) for piece in run.obtain(scores, pieces, scoring, scoring=True)]
+
+    kind: ClassVar[type[L.LightningDataModule]]
+    needs: ClassVar[str]
+
+    def __init__(self, run: Run, data: Any, seeds: Sequence[int]) -> None:
+        self.run, self.data, self.seeds = run, data, seeds
+        if not isinstance(data, self.kind):
+            raise GatesError(f"study {self.needs}, found {type(data).__name__}")
+        self.data.setup("test")
+        run.settings["data.digest"] = [part.sha256 for part in self.data.digest()]
+        self.places = places_of(data)
+
+    def scores_of(
+        self,
+        pieces: Sequence[Piece],
+        scoring: Callable[..., Any],
+        *,
+        ticks: Length | None = "epochs",
+        parts: int = 1,
+    ) -> list[Mapping[str, Tensor]]:
+        """Train and score what is missing, and return the scores in order.
+
+        Args:
+            pieces: Of one method or several.
+            scoring: Scores one, as `score` does.
+            ticks: What the length of a training is counted in; None where nothing is trained.
+            parts: Ticks of one scoring.
+        """
+        run = self.run
+        weights, scores = run.store("weights", Arrays()), run.store("scores", Arrays())
+        if ticks:
+            wanted = scores.missing(pieces)  # what is scored needs no weights
+            length = max(1, run.settings.get(f"trainer.max_{ticks}") or 1)
+            work = partial(train, places=self.places, ticks=ticks)
+            trained = run.obtain(weights, wanted, work, ticks=length, unit=ticks)
+            pieces = [piece for piece in pieces if piece not in wanted or piece in trained]
+        scoring = partial(scoring, places=self.places, weights=weights)
+        made = run.obtain(scores, pieces, scoring, ticks=parts, scoring=True)
+        return [scores.load(piece) for piece in made]
+
+    def finish_with(self, rows: Sequence[Row], headline: str, notes: Sequence[str]) -> Path:
+        """Write ``scores.json``, print it, and return its path."""
+        return self.run.finish(
+            rows, seeds=self.seeds, data=self.data.digest(), headline=headline, notes=notes
+        )
 
 
 def score(

@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,20 +19,19 @@ from apps.language.seqboat.pieces import (
     MODEL,
     RATE,
     Places,
+    Study,
     data_of,
     density_rows,
     hits,
     module_of,
-    places_of,
     score,
     scored,
-    scores_of,
     size_of,
     train,
 )
 from core_gates.errors import GatesError
 from harness.evidence import Resamples, Row, compare, moments
-from harness.experiment import Arrays, Job, Piece, Run
+from harness.experiment import Job, Piece, Run
 from language.seqboat.speech import SpeechData, read_speech
 from language.seqboat.speech_rivals import regression, spectrograms
 
@@ -57,7 +55,7 @@ OF_SPEAKERS = (
 )
 
 
-class SpeechStudy:
+class SpeechStudy(Study):
     """Methods of one configuration on recordings, by recording or by speaker.
 
     Args:
@@ -70,22 +68,17 @@ class SpeechStudy:
         GatesError: The data are no recordings, or name no speakers to be left out.
     """
 
-    def __init__(
-        self, run: Run, data: L.LightningDataModule, seeds: Sequence[int], *, speakers: bool
-    ) -> None:
-        if not isinstance(data, SpeechData):
-            raise GatesError(f"study speech needs recordings, found {type(data).__name__}")
-        self.run, self.data, self.seeds = run, data, seeds
-        data.setup("test")
-        run.settings["data.digest"] = [part.sha256 for part in data.digest()]
-        self.places = places_of(data)
-        names = sorted({one.speaker for one in read_speech(data.folder, data.rate)})
+    kind, needs = SpeechData, "speech needs recordings"
+
+    def __init__(self, run: Run, data: object, seeds: Sequence[int], *, speakers: bool) -> None:
+        super().__init__(run, data, seeds)
+        names = sorted({one.speaker for one in read_speech(self.data.folder, self.data.rate)})
         if speakers and len(names) < 2:
             raise GatesError(
-                f"{data.folder} has recordings of one speaker alone: give those of another one, or "
-                "leave out --speakers"
+                f"{self.data.folder} has recordings of one speaker alone: give those of another "
+                "one, or leave out --speakers"
             )
-        self.held_out: Sequence[str | None] = names if speakers else [data.held_out]
+        self.held_out: Sequence[str | None] = names if speakers else [self.data.held_out]
 
     def finish(self) -> Path:
         """Make what is missing, compare, and write ``scores.json``."""
@@ -101,7 +94,6 @@ class SpeechStudy:
         choices = run.tune(
             spaces, work, trials=len(RATES), own=methods, ticks=epochs, unit="epochs", **shorter
         )
-        scores = run.store("scores", Arrays())
         made: dict[str, list[list[Mapping[str, Tensor]]]] = {}
         for method, own in methods.items():
             if method not in choices:
@@ -112,11 +104,11 @@ class SpeechStudy:
                 for seed in (self.seeds if networks else [None])
                 for name in self.held_out
             ]
-            if networks:
-                every = scores_of(run, pieces, self.places, score)
-            else:
-                scoring = partial(score_regression, places=self.places)
-                every = [*map(scores.load, run.obtain(scores, pieces, scoring, scoring=True))]
+            every = self.scores_of(
+                pieces,
+                score if networks else score_regression,
+                ticks="epochs" if networks else None,
+            )
             count = len(self.held_out)
             made[method] = [every[n : n + count] for n in range(0, len(every), count)]
         return self._compare(made)
@@ -157,10 +149,7 @@ class SpeechStudy:
             ]
         rows += density_rows(SEQBOAT, [s for some in made.get(SEQBOAT, ()) for s in some])
         notes = [NOTE.format(sizes=self._sizes()), *[OF_SPEAKERS] * by_speaker]
-        return self.run.finish(
-            rows, seeds=self.seeds, data=self.data.digest(), headline=headline(rows, task),
-            notes=notes,
-        )  # fmt: skip
+        return self.finish_with(rows, headline(rows, task), notes)
 
     def _tests(self, speaker: str | None) -> Any:
         return self._data(speaker).part("test")
@@ -211,8 +200,9 @@ def trial(piece: Piece, job: Job, places: Places) -> dict[str, float]:
     return {"score": float(cross_entropy(logits, labels))}
 
 
-def score_regression(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
+def score_regression(piece: Piece, job: Job, places: Places, weights: object) -> dict[str, Tensor]:
     """Return the logits (N, classes) of the regression on test recordings."""
+    del weights
     data = data_of(piece.settings, places)
     job.note(objects=data.training_objects())
     fitted = regression(data.part("train"), data.length, piece["strength"])

@@ -1,6 +1,7 @@
 """The verbs of ``gates language`` whose configuration describes a SeqBoat."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import lightning as L
@@ -119,26 +120,18 @@ class SeqBoatTrainer(GatesRunTrainer):
         if not seeds or min(seeds) < 0 or len({*seeds}) < len(seeds):
             raise GatesError(f"--seeds is {list(seeds)}, expected one or more from 0, each once")
         run = self.run(seeds=seeds)
-        if study == "speech":
-            SpeechStudy(run, datamodule, seeds, speakers=speakers).finish()
-        else:
-            others: dict[str, Any] = {
-                "activation": ActivationStudy,
-                "bytes": BytesStudy,
-                "listops": ListOpsStudy,
-            }
-            others[study](run, datamodule, seeds).finish()
+        studies: dict[str, Any] = {
+            "speech": partial(SpeechStudy, speakers=speakers),
+            "activation": ActivationStudy,
+            "bytes": BytesStudy,
+            "listops": ListOpsStudy,
+        }
+        studies[study](run, datamodule, seeds).finish()
 
     def add_to_report(
         self, page: Page, model: SeqBoatModule, datamodule: L.LightningDataModule
     ) -> None:
-        """Add how many tokens attended in each layer while `fit` trained, and a tree of ListOps.
-
-        Args:
-            page: The report.
-            model: Filled in by the command line.
-            datamodule: Filled in by the command line.
-        """
+        """Add how many tokens attended in each layer while `fit` trained, and a tree of ListOps."""
         del model
         layers = {
             metric.partition("/")[2]: [{"density": curve}]
