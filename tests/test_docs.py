@@ -153,8 +153,9 @@ def test_links_and_files_exist(page):
 
 
 def test_the_readme_links_each_system_to_its_page():
-    table = re.findall(r"^\| (.+?) \| (.+?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)[1:]
-    assert len(table) == 23
+    systems = (ROOT / "README.md").read_text().partition("## Systems")[2]
+    table = re.findall(r"^\| (.+?) \| (.+?) \|", systems, re.MULTILINE)[1:]
+    assert len(table) == 17
     for system, files in table:
         assert "](docs/" in system, system
         paths = re.findall(r"`(.+?)`", files)

@@ -59,7 +59,7 @@ def test_the_page_opens_with_what_the_scores_conclude():
     assert "Gates add nothing that can be measured." in opening
     sparse, dense = (rows_of("osse")["adas_oi", task, "over_damped_oi"] for task in TASKS[:2])
     assert sparse["high"] < 1 < dense["low"]
-    assert "with many reports and a perfect forecast model it errs more" in opening
+    assert "With many reports and a perfect forecast model it errs more" in opening
     best = min(row["value"] for (_, task, metric), row in rows_of("osse").items()
                if (task, metric) == (FEW, "over_damped_oi"))  # fmt: skip
     assert rows_of("osse")["four_d_var_8", FEW, "over_damped_oi"]["value"] == best
