@@ -64,17 +64,23 @@ def unrotated(x: Tensor, table: RotaryTable) -> Tensor:
 
 def attend_to_all(seen: AttentionInputs) -> Tensor:
     """Return plain causal attention (B, H, T, D), whose queries are the last tokens."""
-    num_queries, num_keys = seen.q.shape[2], seen.k.shape[2]
-    options: dict[str, Any] = {"scale": seen.scale, "enable_gqa": seen.k.shape[1] < seen.q.shape[1]}
-    if seen.padding is None and num_queries in (1, num_keys):
-        causal = num_queries > 1
-        return F.scaled_dot_product_attention(seen.q, seen.k, seen.v, is_causal=causal, **options)
-    key = torch.arange(num_keys, device=seen.q.device)
+    return causal_attention(seen.q, seen.k, seen.v, seen.scale, seen.padding)
+
+
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, padding: Tensor | None = None
+) -> Tensor:
+    """Return causal attention (B, H, T, D) of the last T of S tokens; see `AttentionInputs`."""
+    num_queries, num_keys = q.shape[2], k.shape[2]
+    options: dict[str, Any] = {"scale": scale, "enable_gqa": k.shape[1] < q.shape[1]}
+    if padding is None and num_queries in (1, num_keys):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=num_queries > 1, **options)
+    key = torch.arange(num_keys, device=q.device)
     itself = key[num_keys - num_queries :, None]
     visible = key <= itself
-    if seen.padding is not None:  # which sees itself, so that no query is without a key
-        visible = (visible & ~seen.padding[:, None, None]) | (key == itself)
-    return F.scaled_dot_product_attention(seen.q, seen.k, seen.v, attn_mask=visible, **options)
+    if padding is not None:  # which sees itself, so that no query is without a key
+        visible = (visible & ~padding[:, None, None]) | (key == itself)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, **options)
 
 
 def _attention(

@@ -1,0 +1,216 @@
+"""What a policy of a KV cache is: which tokens are kept, which are read, and what that holds."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.errors import GatesError
+from language.scbench.policies.cache import LayerState, PolicyCache, held_bytes, prepare
+
+
+@dataclass(frozen=True)
+class KVPolicy:
+    """What is kept of keys and values, and what is read of them; by itself everything is.
+
+    A policy is a set of options, its state is in the cache that it makes. Sequences arrive without
+    padding: a padded batch is taken row by row.
+
+    Attributes:
+        name: What `language.scbench.policies.registry.policy_of` calls it.
+        page: Tokens of a page, for `decode`.
+        state: What holds keys and values of a layer.
+    """
+
+    name: ClassVar[str]
+    page: ClassVar[int] = 16
+    state: ClassVar[type[LayerState]] = LayerState
+
+    @property
+    def exact(self) -> bool:
+        """Whether it changes nothing, so that its cache is left to compute as a plain one does."""
+        return False
+
+    def make_cache(self, model: nn.Module) -> Any:
+        """Let a decoder of transformers attend by the policy, and return a cache for one batch.
+
+        It works in the model and its ``generate``, under the name that
+        `language.scbench.policies.cache.cache_argument` returns. The first call is the prompt, and
+        is compressed at its end; later tokens are kept.
+
+        Raises:
+            GatesError: The model is no decoder with plain causal attention in all layers, or does
+                not fit the options.
+        """
+        return PolicyCache(self, prepare(model))
+
+    def attend(
+        self,
+        layer: LayerState,  # noqa: ARG002
+        queries: Tensor,  # noqa: ARG002
+        keys: Tensor,  # noqa: ARG002
+        values: Tensor,  # noqa: ARG002
+    ) -> Tensor | None:
+        """Return the attention (B, H, T, D) of a prompt; None: each token attends to all before."""
+        return None
+
+    def prefill(
+        self,
+        layer: LayerState,  # noqa: ARG002
+        queries: Tensor,  # noqa: ARG002
+        keys: Tensor,  # noqa: ARG002
+        values: Tensor,  # noqa: ARG002
+    ) -> Tensor | None:
+        """Return the tokens of a prompt that are kept, after it was read.
+
+        Args:
+            layer: With ``index``, ``num_layers``, and ``scale``, the factor of attention's scores.
+            queries: Rotated queries (B, H, T, D).
+            keys: Rotated keys (B, K, T, D).
+            values: Values (B, K, T, D).
+
+        Returns:
+            Positions (B, K, n) in ascending order, or (B, H, n) to keep others for every query
+            head; None: all are kept.
+        """
+        return None
+
+    def decode(
+        self,
+        layer: LayerState,  # noqa: ARG002
+        queries: Tensor,  # noqa: ARG002
+        keys: Tensor,  # noqa: ARG002
+    ) -> Tensor | None:
+        """Return the pages of the cache that a token after the prompt reads.
+
+        Args:
+            layer: As in `prefill`; what is added to its ``held`` (tensors, batch first) stays.
+            queries: Its queries (B, H, 1, D); calls of several tokens read everything.
+            keys: Keys (B, K, n, D) that are held, its own the last.
+
+        Returns:
+            True (B, K, N) at pages of ``page`` tokens, the last one among them; None: all are read.
+        """
+        return None
+
+    def cache_bytes(self, cache: Any) -> int:
+        """Return the bytes of all tensors that a cache of this policy holds."""
+        return held_bytes(cache.tensors)
+
+    def share_read(self, cache: Any) -> float | None:
+        """Return the share of the keys of all tokens that single tokens have read, if any has."""
+        share: float | None = cache.share_read
+        return share
+
+
+@dataclass(frozen=True)
+class FullPolicy(KVPolicy):
+    """Keeps and reads everything, as transformers does."""
+
+    name: ClassVar[str] = "full"
+
+    @property
+    def exact(self) -> bool:
+        """It always is."""
+        return True
+
+
+@dataclass(frozen=True)
+class DroppingPolicy(KVPolicy):
+    """Keeps the tokens of a prompt with the highest scores, the same number in each head.
+
+    A policy of this kind is a subclass with a ``name`` and `scores`.
+
+    Attributes:
+        keep: Share of the tokens that is kept, above 0 and at most 1.
+    """
+
+    keep: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse a share out of range."""
+        check_keep(self.keep)
+
+    @property
+    def exact(self) -> bool:
+        """Whether all tokens are kept."""
+        return self.keep == 1
+
+    def scores(self, layer: LayerState, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return scores (B, K, T) of tokens, see `KVPolicy.prefill`; infinite: surely kept."""
+        raise NotImplementedError
+
+    def count(self, layer: LayerState, length: int) -> int:  # noqa: ARG002
+        """Return the tokens that are kept of so many."""
+        return kept_tokens(self.keep, length)
+
+    def prefill(
+        self, layer: LayerState, queries: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor | None:
+        """Return the positions with the highest scores."""
+        scores, count = self.scores(layer, queries, keys, values), self.count(layer, keys.shape[2])
+        return scores.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(-1).values
+
+    def require(self, length: int, **tokens: int) -> None:
+        """Refuse tokens that are kept whatever their score, if a prompt or its share is too short.
+
+        Args:
+            length: Tokens of the prompt.
+            tokens: How many are kept for certain, by the name of the option.
+
+        Raises:
+            GatesError: It is too short.
+        """
+        needs, kept = sum(tokens.values()), kept_tokens(self.keep, length)
+        names, much = " + ".join(tokens), " + ".join(map(str, tokens.values()))
+        if needs > length:
+            raise GatesError(
+                f"{names} of {self.name!r} is {much}, the prompt has {length} tokens: give a longer"
+                f" prompt or less {names}"
+            )
+        if needs > kept:
+            raise GatesError(
+                f"{names} of {self.name!r} is {much}, more than the {kept} of {length} tokens that"
+                f" keep={self.keep} keeps: keep more or give less {names}"
+            )
+
+
+@dataclass(frozen=True)
+class StreamingPolicy(DroppingPolicy):
+    """Keeps the first tokens and the last ones (StreamingLLM, arXiv 2309.17453).
+
+    Attributes:
+        sinks: First tokens.
+    """
+
+    name: ClassVar[str] = "streaming"
+    sinks: int = 4
+
+    def scores(
+        self,
+        layer: LayerState,  # noqa: ARG002
+        queries: Tensor,  # noqa: ARG002
+        keys: Tensor,
+        values: Tensor,  # noqa: ARG002
+    ) -> Tensor:
+        """Score late tokens higher than early ones, the first ones highest."""
+        self.require(keys.shape[2], sinks=self.sinks)
+        scores = torch.arange(keys.shape[2], device=keys.device, dtype=torch.float)
+        scores[: self.sinks] = torch.inf
+        return scores.expand(*keys.shape[:2], -1)
+
+
+def kept_tokens(keep: float, length: int) -> int:
+    """Return how many tokens of a length a share is, rounded down, and at least 1."""
+    return max(1, int(keep * length + 1e-6))
+
+
+def check_keep(keep: float) -> None:
+    """Refuse a share out of range.
+
+    Raises:
+        ValueError: It is not above 0 and at most 1.
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep must be above 0 and at most 1, got {keep}")
