@@ -1,5 +1,6 @@
 """What a policy of a KV cache is: which tokens are kept, which are read, and what that holds."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
+from language.hf.locate import base_of
 from language.scbench.policies.cache import LayerState, PolicyCache, held_bytes, prepare
 
 
@@ -36,7 +38,7 @@ class KVPolicy:
         """Let a decoder of transformers attend by the policy, and return a cache for one batch.
 
         It works in the model and its ``generate``, under the name that
-        `language.scbench.policies.cache.cache_argument` returns. The first call is the prompt, and
+        `cache_argument` returns. The first call is the prompt, and
         is compressed at its end; later tokens are kept.
 
         Raises:
@@ -97,11 +99,6 @@ class KVPolicy:
     def cache_bytes(self, cache: Any) -> int:
         """Return the bytes of all tensors that a cache of this policy holds."""
         return held_bytes(cache.tensors)
-
-    def share_read(self, cache: Any) -> float | None:
-        """Return the share of the keys of all tokens that single tokens have read, if any has."""
-        share: float | None = cache.share_read
-        return share
 
 
 @dataclass(frozen=True)
@@ -194,10 +191,11 @@ class StreamingPolicy(DroppingPolicy):
         keys: Tensor,
         values: Tensor,  # noqa: ARG002
     ) -> Tensor:
-        """Score late tokens higher than early ones, the first ones highest."""
-        self.require(keys.shape[2], sinks=self.sinks)
-        scores = torch.arange(keys.shape[2], device=keys.device, dtype=torch.float)
-        scores[: self.sinks] = torch.inf
+        """Score these 1 and all others 0."""
+        length = keys.shape[2]
+        self.require(length, sinks=self.sinks)
+        scores = torch.ones(length, device=keys.device)
+        scores[self.sinks : length - kept_tokens(self.keep, length) + self.sinks] = 0
         return scores.expand(*keys.shape[:2], -1)
 
 
@@ -214,3 +212,19 @@ def check_keep(keep: float) -> None:
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep must be above 0 and at most 1, got {keep}")
+
+
+def cache_argument(model: nn.Module) -> str:
+    """Return the name by which a model takes its cache; under another it may forget the past.
+
+    Raises:
+        GatesError: It takes none.
+    """
+    names = inspect.signature(base_of(model).forward).parameters
+    for name in ("cache", "past_key_values"):
+        if name in names:
+            return name
+    raise GatesError(
+        f"{type(model).__name__} takes no cache, looked for cache and past_key_values: give a"
+        " causal language model"
+    )

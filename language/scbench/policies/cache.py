@@ -1,7 +1,6 @@
 """The cache of a policy, and the attention that hands it the queries of a model of transformers."""
 
 import copy
-import inspect
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -224,7 +223,7 @@ class PolicyCache(Cache):  # type: ignore[misc]
         num_layers: Layers of the model.
     """
 
-    layers: list[PolicyLayer]
+    layers: list[Any]
 
     def __init__(self, policy: Any, num_layers: int) -> None:
         super().__init__(layers=[PolicyLayer(policy, i, num_layers) for i in range(num_layers)])
@@ -235,9 +234,9 @@ class PolicyCache(Cache):  # type: ignore[misc]
         return sum(layer.seconds for layer in self.layers)
 
     @property
-    def share_read(self) -> float | None:
+    def read(self) -> float | None:
         """Share of the keys of all tokens that single tokens have read; None before the first."""
-        read, seen = sum(layer.read for layer in self.layers)
+        read, seen = torch.stack([layer.read for layer in self.layers]).sum(0)
         return float(read / seen) if seen else None
 
     @property
@@ -356,19 +355,3 @@ def prepare(model: nn.Module) -> int:
             attention.module.register_forward_pre_hook(_remember, with_kwargs=True)
     base.set_attn_implementation(NAME)
     return max(int(attention.module.layer_idx) for attention in attentions) + 1  # type: ignore[arg-type]
-
-
-def cache_argument(model: nn.Module) -> str:
-    """Return the name by which a model takes its cache; under another it may forget the past.
-
-    Raises:
-        GatesError: It takes none.
-    """
-    names = inspect.signature(base_of(model).forward).parameters
-    for name in ("cache", "past_key_values"):
-        if name in names:
-            return name
-    raise GatesError(
-        f"{type(model).__name__} takes no cache, looked for cache and past_key_values: give a"
-        " causal language model"
-    )

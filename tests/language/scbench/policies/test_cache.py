@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from language.scbench.policies.cache import cache_argument
+from language.scbench.policies.base import cache_argument
 from language.scbench.policies.registry import policy_of
 
 GREEDY = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
