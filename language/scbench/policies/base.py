@@ -120,13 +120,13 @@ class DroppingPolicy(KVPolicy):
     A policy of this kind is a subclass with a ``name`` and `scores`.
 
     Attributes:
-        keep: Share of the tokens that is kept, above 0 and at most 1.
+        keep: Fraction of the tokens that is kept, above 0 and at most 1.
     """
 
     keep: float = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse a share out of range."""
+        """Refuse a fraction out of range."""
         check_keep(self.keep)
 
     @property
@@ -150,7 +150,7 @@ class DroppingPolicy(KVPolicy):
         return scores.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(-1).values
 
     def require(self, length: int, **tokens: int) -> None:
-        """Refuse tokens that are kept whatever their score, if a prompt or its share is too short.
+        """Refuse tokens that are kept whatever their score, if a prompt or what is kept of it is too short.
 
         Args:
             length: Tokens of the prompt.
@@ -200,12 +200,12 @@ class StreamingPolicy(DroppingPolicy):
 
 
 def kept_tokens(keep: float, length: int) -> int:
-    """Return how many tokens of a length a share is, rounded down, and at least 1."""
+    """Return how many tokens of a length a fraction is, rounded down, and at least 1."""
     return max(1, int(keep * length + 1e-6))
 
 
 def check_keep(keep: float) -> None:
-    """Refuse a share out of range.
+    """Refuse a fraction out of range.
 
     Raises:
         ValueError: It is not above 0 and at most 1.

@@ -94,7 +94,7 @@ class PolicyLayer(DynamicLayer):  # type: ignore[misc]
         self._waits = False
 
     def get_seq_length(self) -> int:
-        """Return the tokens that were read, so that true positions go on."""
+        """Return the tokens that were read, so that true positions continue."""
         return self.seen
 
     def update(
@@ -235,7 +235,7 @@ class PolicyCache(Cache):  # type: ignore[misc]
 
     @property
     def read(self) -> float | None:
-        """Share of the keys of all tokens that single tokens have read; None before the first."""
+        """Fraction of the keys of all tokens that single tokens have read; None before the first."""
         read, seen = torch.stack([layer.read for layer in self.layers]).sum(0)
         return float(read / seen) if seen else None
 
