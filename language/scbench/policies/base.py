@@ -150,7 +150,7 @@ class DroppingPolicy(KVPolicy):
         return scores.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(-1).values
 
     def require(self, length: int, **tokens: int) -> None:
-        """Refuse tokens that are kept whatever their score, if a prompt or what is kept of it is too short.
+        """Refuse a prompt too short for the tokens that are kept whatever their score.
 
         Args:
             length: Tokens of the prompt.

@@ -235,7 +235,7 @@ class PolicyCache(Cache):  # type: ignore[misc]
 
     @property
     def read(self) -> float | None:
-        """Fraction of the keys of all tokens that single tokens have read; None before the first."""
+        """Mean fraction of all keys that tokens, one a call, have read; None before the first."""
         read, seen = torch.stack([layer.read for layer in self.layers]).sum(0)
         return float(read / seen) if seen else None
 
