@@ -114,6 +114,7 @@ class Study:
         self.data.setup("test")
         run.settings["data.digest"] = [part.sha256 for part in self.data.digest()]
         self.places = places_of(data)
+        self.pieces: list[Piece] = []
 
     def scores_of(
         self,
@@ -132,6 +133,7 @@ class Study:
             parts: Ticks of one scoring.
         """
         run = self.run
+        self.pieces += pieces
         weights, scores = run.store("weights", Arrays()), run.store("scores", Arrays())
         if ticks:
             wanted = scores.missing(pieces)  # what is scored needs no weights
@@ -144,7 +146,14 @@ class Study:
         return [scores.load(piece) for piece in made]
 
     def finish_with(self, rows: Sequence[Row], headline: str, notes: Sequence[str]) -> Path:
-        """Write ``scores.json``, print it, and return its path."""
+        """Write ``scores.json``, print it and how many scores come ready, and return its path."""
+        store = self.run.store("scores", Arrays())
+        package = store.shipped and store.shipped.parents[1]
+        ready = sum(package in (store.find(piece) or Path()).parents for piece in self.pieces)
+        if ready:
+            said = f"{ready} of {len(self.pieces)} scores come with the package"
+            notes = [*notes, f"{said}; --shipped false trains and scores again."]
+            print(notes[-1])
         return self.run.finish(
             rows, seeds=self.seeds, data=self.data.digest(), headline=headline, notes=notes
         )

@@ -33,7 +33,9 @@ NAMES = {"seqboat": "**SeqBoat**", "always": "all", "never": "none"}
 @HEARD
 @pytest.mark.parametrize("config", ["fsdd", "fsdd_speakers", "activation"])
 def test_figures_of_the_page_are_of_what_ships(config, shipped):
-    shipped.succeed("language", "evaluate", "--config", config)
+    out = shipped.succeed("language", "evaluate", "--config", config).out
+    count = {"fsdd": 7, "fsdd_speakers": 18, "activation": 12}[config]
+    assert f"{count} of {count} scores come with the package; --shipped false" in out
     page = (ROOT / "docs/evidence/sequences.md").read_text()
     scores = json.loads((shipped.folder / f"runs/language/{config}/scores.json").read_text())
     rows = [row for row in scores["rows"] if row["metric"] == "accuracy" and row["low"] is not None]

@@ -53,6 +53,7 @@ def test_evaluate_compares_with_rivals_by_recording_and_by_speaker(gates, monkey
     }
     assert "density of layer 2" in {r["metric"] for r in scores["rows"]}
     assert "On recordings never heard:" in out
+    assert "come with the package" not in out
     assert "missing" not in gates.succeed(*words).out  # nothing is made again
     gates.succeed(*words, "--speakers", "--name", "speakers", "--seeds", "0")
     scores = json.loads((gates.folder / "runs/language/speakers/scores.json").read_text())
