@@ -33,6 +33,8 @@ KEPT = {
     "tiny_vit": "a benchmark takes it by its plain name",
     "cache_argument": "the runner of SCBench will use it",
     "policy_of": "the runner of SCBench will use it",
+    "functions_by_repository": "the runner of SCBench will use it",
+    "retriever_tokenizer": "the runner of SCBench will use it",
 }
 """Definitions that only tests use, with the reason why they stay."""
 
