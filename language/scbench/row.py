@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 Origin = Literal["file", "exact", "same form"]
 Answer = str | int | tuple[str, ...]
+PREFIX = "scbench_"
+"""What precedes the names of tasks in files."""
 
 
 @dataclass(frozen=True)

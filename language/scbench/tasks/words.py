@@ -1,0 +1,45 @@
+"""Common words: nouns as keys, adjectives as values."""
+
+_NOUNS = (
+    "apple arm army artist aunt baby back bag baker ball banana band bank bar barn base basket "
+    "bath battle beach bean bear beard bed bee bell belt bench bird birth blanket blood boat "
+    "body bomb bone book boot border boss bottle bowl box boy brain branch brand bread brick "
+    "bridge brother brush bucket bull bus bush butter button cabin cable cage cake camera camp "
+    "canal candle cap captain car card carpet carrot castle cat cattle cave chain chair chalk "
+    "cheese cherry chest chicken chief child chin church circle city class clay clerk clock "
+    "cloth cloud club coach coal coast coat coffee coin college cook copper corn corner cotton "
+    "couch country court cousin cow cream crew crop crowd crown cup curtain dance daughter "
+    "desert desk dinner doctor dog doll door dream dress drum duck dust eagle ear earth egg "
+    "elbow engine eye face factory farm farmer father feather fence field film finger fire fish "
+    "flag flame floor flower food foot forest fork fox friend frog fruit garden gate ghost "
+    "giant gift girl glass glove goat gold goose grain grape grass guard guest guitar gun hair "
+    "hall hammer hand harbor hat hawk head heart hill hole honey hook horn horse hospital hotel "
+    "hour house ice ink iron island jacket jail jar judge juice key king kitchen knee knife "
+    "lady lake lamb lamp land lawyer leaf leather leg lemon letter library lion lip list lock "
+    "lunch machine magazine map market meal meat medal metal milk mill minute mirror money "
+    "monkey moon morning mother motor mountain mouse mouth movie mud museum music nail neck "
+    "needle nest newspaper night nose nurse nut oak ocean office oil onion orange oven owner "
+    "page paint pan paper park party path peach pen pencil pepper piano picture pie pig pilot "
+    "pipe plane planet plant plate player pocket poem poet police pond pool potato prince "
+    "prison queen rabbit radio rain rat rice ring river road rock roof room root rope rose sail "
+    "salad salt sand school sea seat seed sheep shelf ship shirt shoe shop sister skin sky "
+    "snake snow soap sock soldier son song soup spider spoon spring square stage star station "
+    "stone store storm story stove street sugar sun table tail tank teacher tent theater tiger "
+    "toe tool tooth tower town toy train tree truck uncle valley village wagon wall watch water "
+    "whale wheel wheat wife wind window wing winter wolf woman wood wool yard"
+)
+
+_ADJECTIVES = (
+    "able bad best big bitter black blind blue bold brave brief bright broad brown calm cheap "
+    "clean clear clever close cold common cool correct cruel dark dear deep dirty dry early "
+    "easy empty equal fair false famous fast fat fine firm flat free fresh full funny gentle "
+    "glad good grand gray great green happy hard heavy high honest hot huge hungry just kind "
+    "large last late lazy light little local lonely long loose loud low lucky mad main narrow "
+    "near neat new nice noisy odd old only open pale perfect plain poor pretty private proud "
+    "public pure quick quiet rare ready real red rich right ripe rough round sad safe sharp "
+    "short shy sick silent simple slow small smart smooth soft solid sour special steady "
+    "strange strict strong sudden sure sweet tall thick thin tight tiny tired true ugly usual "
+    "warm weak wet white whole wide wild wise wrong yellow young"
+)
+
+KEYS, VALUES = tuple(_NOUNS.split()), tuple(_ADJECTIVES.split())
