@@ -277,6 +277,7 @@ MOST_VALUES = 4  # of a setting
 SHORT = 12  # digits of a hash
 RESULTS = ("results", "method", "number", "seconds", "origin", "revision")
 GATES = "What every gate did when it was last scored."
+UNSCORED = " No score is based on what fit trained; config.yaml has its settings."
 
 
 def run_page(
@@ -289,6 +290,7 @@ def run_page(
     units: str = UNITS,
     score: str = "score",
     others: Sequence[Path] = (),
+    unscored: str = "",
 ) -> Page:
     """Return the page of a run.
 
@@ -301,6 +303,7 @@ def run_page(
         units: What intervals are drawn from.
         score: What trials are judged by; after a comma, which way it is better.
         others: Folders of other runs, whose results the scores are based on, too.
+        unscored: Method that `fit` trains in this folder and no score is based on; none if empty.
 
     Raises:
         GatesError: There are no scores yet, or a file of the run folder is damaged.
@@ -320,9 +323,9 @@ def run_page(
         draw(page)
     with working("drawing gates, curves and trials"):
         gate_section(page, run.folder, GATES)
-        add_curves(page, run.folder)
+        add_curves(page, run.folder, UNSCORED * bool(unscored))
         add_tuning(page, run, own, score=score)
-    add_data(page, run, scores, others)
+    add_data(page, run, scores, others, unscored)
     return page
 
 
@@ -371,8 +374,8 @@ def add_differences(page: Page, rows: Sequence[Row], units: str = UNITS) -> None
             )
 
 
-def add_curves(page: Page, folder: Path) -> None:
-    """Add what the training runs of a folder logged, if they did.
+def add_curves(page: Page, folder: Path, note: str = "") -> None:
+    """Add what the training runs of a folder logged, if they did, and a note on it.
 
     Raises:
         GatesError: A log is damaged.
@@ -389,12 +392,14 @@ def add_curves(page: Page, folder: Path) -> None:
     ]
     page.section("Learning curves").figure(
         learning_figure({name: [curves] for name, curves in named.items()}),
-        f"Logged by {', '.join(runs)}.",
+        f"Logged by {', '.join(runs)}.{note}",
         table=(("training", "metric", "step", "value"), rows),
     )
 
 
-def add_data(page: Page, run: Run, scores: Scores, others: Sequence[Path] = ()) -> None:
+def add_data(
+    page: Page, run: Run, scores: Scores, others: Sequence[Path] = (), unscored: str = ""
+) -> None:
     """Add what the figures rest on: data, seeds, results and the settings that they have."""
     page.section("Data and settings")
     if scores.data:
@@ -413,7 +418,11 @@ def add_data(page: Page, run: Run, scores: Scores, others: Sequence[Path] = ()) 
         if groups := _results(folder):
             caption = f"What was made in the run folder {folder.name}, which is used here"
             page.table(RESULTS, _groups(groups), caption)
-    settings = [record.settings for kind, record in results if kind != CHOICES] or [run.settings]
+    settings = [
+        record.settings
+        for kind, record in results
+        if kind != CHOICES and record.identity.get("method") != unscored
+    ] or [run.settings]
     page.table(["setting", "value"], _settings(settings), "Settings, with all values that they had")
 
 

@@ -19,7 +19,7 @@ from harness.experiment import Arrays, Piece, Run, read_scores
 from harness.figures.curves import learning_figure
 from harness.files import refuse_strangers, require_free
 from harness.report.page import Page
-from harness.report.sections import read_curves
+from harness.report.sections import UNSCORED, read_curves
 from harness.runs.callbacks import load_weights
 from harness.runs.processes import in_processes
 from harness.runs.terminal import ticking, working
@@ -141,11 +141,16 @@ class SeqBoatTrainer(GatesRunTrainer):
         if layers:
             page.section("Density over training").figure(
                 learning_figure(layers, title="Density over training"),
-                "The fraction of the validation tokens that attend in each layer, logged by fit.",
+                "The fraction of the validation tokens that attend in each layer, logged by fit."
+                + UNSCORED,
             )
         if isinstance(datamodule, ListOpsData):
             seeds = read_scores(self.run_folder.scores, "language").seeds
             ListOpsStudy(self.run(), datamodule, seeds).add_tree(page)
+
+    def report_options(self) -> dict[str, Any]:
+        """Return the method that ``fit`` trains, which ``evaluate`` does not score."""
+        return {"unscored": CONFIGURED}
 
 
 class SeqBoatCLI(GatesRunCLI):

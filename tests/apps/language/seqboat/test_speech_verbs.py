@@ -3,6 +3,7 @@
 import csv
 import json
 import lzma
+import re
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from harness.files.piece import read_record
 
 
 def test_fit_logs_density_which_report_draws_and_keeps_the_best_weights(gates):
-    out = gates.succeed("language", "fit", "--config", "small").out
+    out = gates.succeed("language", "fit", "--config", "small", "--model.learning_rate", "0.03").out
     run = gates.folder / "runs/language/small"
     assert out.splitlines()[-1] == "runs/language/small/weights/configured-s0"
     with (run / "metrics.csv").open() as file:
@@ -25,6 +26,10 @@ def test_fit_logs_density_which_report_draws_and_keeps_the_best_weights(gates):
     assert all(0 <= float(row["density/layer2"]) <= 1 for row in rows)
     write_scores(run / "scores.json", Scores(), app="language", config_path=None)
     gates.succeed("language", "report", "--config", "small")
+    page = (run / "report.html").read_text()
+    assert page.count("No score is based on what fit trained") == 4  # in alternative texts, too
+    rate = re.search(r"model.learning_rate</td>\s*<td[^>]*>([^<]*)", page)
+    assert float(rate[1]) == 0.01  # of the configuration, not that of fit
     drawn = csv.DictReader((run / "figures/density-over-training.csv").read_text().splitlines())
     lines = [(one["series"], float(one["y"])) for one in drawn]
     assert lines == [(n, float(r[f"density/{n}"])) for n in ("layer1", "layer2") for r in rows]
