@@ -130,7 +130,6 @@ def recording(name: str, samples: NDArray[np.int16]) -> Recording:
     return Recording(name, digit, speaker, int(index), samples)
 
 
-@cache
 def read_speech(folder: Path, rate: int) -> tuple[Recording, ...]:
     """Return the recordings of a folder, by name.
 
@@ -140,17 +139,27 @@ def read_speech(folder: Path, rate: int) -> tuple[Recording, ...]:
         rate: Samples per second of WAV files.
 
     Raises:
-        GatesError: It has no recordings, or one of them cannot be read.
+        GatesError: It has no recordings, words next to digits, or a recording that cannot be read.
     """
+    return _recordings(folder.resolve(), rate)
+
+
+@cache
+def _recordings(folder: Path, rate: int) -> tuple[Recording, ...]:
     if (folder / INDEX).is_file():
         if rate != PACKED_RATE:
             raise GatesError(f"{folder / INDEX} has {PACKED_RATE} samples per second, not {rate}")
         return tuple(read_packed(folder))
     files = sorted(folder.glob(WAVES))
+    words = sorted({path.parent.name for path in folder.glob(f"*/{WAVES}")})
+    words = [word for word in words if not word.startswith("_")]
+    if files and words:
+        raise GatesError(
+            f"{folder} has {files[0].name} next to folders of words, such as {words[0]}: move "
+            "either the files or the folders to another place"
+        )
     if files:
         return tuple(recording(path.name, read_wave(path, rate)) for path in files)
-    words = sorted(path.parent.name for path in folder.glob(f"*/{WAVES}"))
-    words = [word for word in dict.fromkeys(words) if not word.startswith("_")]
     words = [*SC10] if {*SC10} <= {*words} else words
     made = tuple(
         Recording(f"{word}/{path.name}", word, "", number, read_wave(path, rate))

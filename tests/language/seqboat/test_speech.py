@@ -59,6 +59,14 @@ def test_files_are_read_as_they_are(speech_folder, wave_writer, tmp_path):
     assert [splits.count(s) for s in ("train", "validation", "test")] == [28, 6, 6]
 
 
+def test_a_relative_folder_is_that_of_the_working_directory(tmp_path, wave_writer, monkeypatch):
+    for number in (1, 2):
+        (tmp_path / f"{number}/speech").mkdir(parents=True)
+        wave_writer(tmp_path / f"{number}/speech/{number}_ann_0.wav", [number])
+        monkeypatch.chdir(tmp_path / str(number))
+        assert [one.label for one in read_speech(Path("speech"), 8000)] == [str(number)]
+
+
 @pytest.mark.fault("48 hostile")
 def test_names_of_speakers_may_be_those_of_people():
     for speaker in ("émile", "jean-luc", "josé_2"):
@@ -92,6 +100,9 @@ def test_faulty_files_are_named(tmp_path, wave_writer, refuses, speech_folder):
     (tmp_path / "one").mkdir()
     wave_writer(tmp_path / "one/7_ann_1.wav", [1])
     (tmp_path / "none").mkdir()
+    (tmp_path / "both/up").mkdir(parents=True)
+    for name in ("both/up/1.wav", "both/7_ann_1.wav"):
+        wave_writer(tmp_path / name, [1])
     copies = tmp_path / "copies"
     shutil.copytree(speech_folder, copies)
     shutil.copy(copies / "0_ann_0.wav", copies / "0_ann_30.wav")
@@ -109,6 +120,10 @@ def test_faulty_files_are_named(tmp_path, wave_writer, refuses, speech_folder):
         ("text.wav is no WAV file", lambda: read_wave(tmp_path / "text.wav", 8000)),
         ("cannot be read: No such file", lambda: read_wave(tmp_path / "gone.wav", 8000)),
         ("seven_ann_1.wav: expected DIGIT_SPEAKER", lambda: read_speech(tmp_path / "odd", 8000)),
+        (
+            "both has 7_ann_1.wav next to folders of words, such as up: move",
+            lambda: read_speech(tmp_path / "both", 8000),
+        ),
         ("none has neither fsdd_index.json", lambda: read_speech(tmp_path / "none", 8000)),
         ("expected one of several speakers: ann, bob, eve", lambda: split_of(read, "zoe")),
         ("has 8000 samples per second, not 16000", lambda: read_speech(tmp_path / "packed", 16000)),
