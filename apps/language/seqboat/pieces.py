@@ -94,6 +94,7 @@ class Study:
         run: Keeps what is trained and scored.
         data: Of the kind that the study is about.
         seeds: Of every method that is trained by gradient descent.
+        stage: What the data are set up for; other splits of them test if it is not ``test``.
 
     Attributes:
         kind: The class of the data.
@@ -107,11 +108,11 @@ class Study:
     kind: ClassVar[type[L.LightningDataModule]]
     needs: ClassVar[str]
 
-    def __init__(self, run: Run, data: Any, seeds: Sequence[int]) -> None:
+    def __init__(self, run: Run, data: Any, seeds: Sequence[int], stage: str = "test") -> None:
         self.run, self.data, self.seeds = run, data, seeds
         if not isinstance(data, self.kind):
             raise GatesError(f"study {self.needs}, found {type(data).__name__}")
-        self.data.setup("test")
+        self.data.setup(stage)
         run.settings["data.digest"] = [part.sha256 for part in self.data.digest()]
         self.places = places_of(data)
         self.pieces: list[Piece] = []

@@ -45,10 +45,10 @@ NOTE = (
     "All hear the same samples, cut at the same length. Seqboat and convolution share front end, "
     "shifts and gains, optimizer, epochs and about their number of weights. {sizes} The learning "
     "rate of each, and the strength of the regression on the log spectrogram, has the smallest "
-    "loss of five on recordings 45 to 49 of all speakers; those of the training speakers choose "
-    "the epoch. "
-    "Majority always gives the most frequent training label."
+    "loss of five on {chosen}. Majority always gives the most frequent training label."
 )
+OF_DIGITS = "recordings 45 to 49 of all speakers; those of the training speakers choose the epoch"
+OF_WORDS = "15 in 100 recordings of each word, which choose the epoch, too"
 OF_SPEAKERS = (
     "Each speaker is left out once: all their recordings test, and none trains a network or "
     "chooses its epoch. Intervals are over speakers."
@@ -71,7 +71,7 @@ class SpeechStudy(Study):
     kind, needs = SpeechData, "speech needs recordings"
 
     def __init__(self, run: Run, data: object, seeds: Sequence[int], *, speakers: bool) -> None:
-        super().__init__(run, data, seeds)
+        super().__init__(run, data, seeds, "fit" if speakers else "test")
         names = sorted({one.speaker for one in read_speech(self.data.folder, self.data.rate)})
         if speakers and len(names) < 2:
             raise GatesError(
@@ -79,6 +79,8 @@ class SpeechStudy(Study):
                 "one, or leave out --speakers"
             )
         self.held_out: Sequence[str | None] = names if speakers else [self.data.held_out]
+        for name in self.held_out:
+            self._data(name).setup("test")
 
     def finish(self) -> Path:
         """Make what is missing, compare, and write ``scores.json``."""
@@ -148,7 +150,8 @@ class SpeechStudy(Study):
                 for s in self.held_out
             ]
         rows += density_rows(SEQBOAT, [s for some in made.get(SEQBOAT, ()) for s in some])
-        notes = [NOTE.format(sizes=self._sizes()), *[OF_SPEAKERS] * by_speaker]
+        chosen = OF_WORDS if "/" in tests[0].names[0] else OF_DIGITS
+        notes = [NOTE.format(sizes=self._sizes(), chosen=chosen), *[OF_SPEAKERS] * by_speaker]
         return self.finish_with(rows, headline(rows, task), notes)
 
     def _tests(self, speaker: str | None) -> Any:

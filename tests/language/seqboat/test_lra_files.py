@@ -113,7 +113,7 @@ def test_faulty_files_are_named_with_the_line(tmp_path, refuses):
         ("line 1: 1 operators are not closed", reading("trees", "[MAX 1 2", "2")),
         ("line 1: byte 2 is not UTF-8", reading("bytes", "a\xe9", "0")),
         ("train.label cannot be read: No such", LraData(str(tmp_path / "a"), "bytes").read),
-        ("the test part has no sequence", lambda: empty(tmp_path).setup("fit")),
+        ("the test part has no sequence", lambda: empty(tmp_path).setup("test")),
     )
     refuses(ValueError, ("kind", lambda: LraData("a", "words")))
     refuses(ValueError, ("std must be positive", lambda: LraData("a", "pixels", std=0)))

@@ -10,7 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from apps.language.seqboat.pieces import module_of
-from apps.language.seqboat.speech_study import RATES, STRENGTHS, convolution_settings, headline
+from apps.language.seqboat.speech_study import (
+    RATES,
+    STRENGTHS,
+    SpeechStudy,
+    convolution_settings,
+    headline,
+)
 from harness.evidence import Row
 from harness.experiment.scores import Scores, write_scores
 from harness.files.piece import read_record
@@ -41,6 +47,7 @@ def test_fit_logs_density_which_report_draws_and_keeps_the_best_weights(gates):
     assert all(torch.equal(value, best[f"model.{name}"]) for name, value in weights.items())
 
 
+@pytest.mark.costly("trains networks for two seeds and three speakers")
 def test_evaluate_compares_with_rivals_by_recording_and_by_speaker(gates, monkeypatch):
     for name, value in {"RATES": RATES[3:], "STRENGTHS": STRENGTHS[3:], "TRIAL_EPOCHS": 1}.items():
         monkeypatch.setattr(f"apps.language.seqboat.speech_study.{name}", value)
@@ -60,13 +67,38 @@ def test_evaluate_compares_with_rivals_by_recording_and_by_speaker(gates, monkey
     assert "On recordings never heard:" in out
     assert "come with the package" not in out
     assert "missing" not in gates.succeed(*words).out  # nothing is made again
-    gates.succeed(*words, "--speakers", "--name", "speakers", "--seeds", "0")
+    (gates.folder / "speech").rename(gates.folder / "heard")
+    for file in gates.folder.glob("heard/*_0.wav"):
+        file.unlink()  # those that test of the official split
+    words = (*words, "--data.init_args.folder", "heard", "--name", "speakers", "--seeds", "0")
+    assert "the test part has no sequence" in gates.refuse(*words)
+    gates.succeed(*words, "--speakers")
     scores = json.loads((gates.folder / "runs/language/speakers/scores.json").read_text())
     of = {(r["task"], r["method"]): r for r in scores["rows"] if not r["versus"]}
     whole = of["speakers never heard", "seqboat"]
     each = [of[f"speaker {s}", "seqboat"]["value"] for s in ("ann", "bob", "eve")]
     assert whole["n"] == 3
     assert whole["value"] == pytest.approx(sum(each) / 3)
+
+
+def test_notes_name_the_recordings_that_choose_the_settings(gates, wave_writer, monkeypatch):
+    monkeypatch.setattr(SpeechStudy, "finish", lambda study: study._compare({}))
+    for number in range(60):
+        (path := gates.folder / f"words/word{number % 3}/{number}.wav").parent.mkdir(
+            parents=True, exist_ok=True
+        )
+        wave_writer(path, [number, 1])
+    said = {
+        "speech": "recordings 45 to 49 of all speakers",
+        "words": "15 in 100 recordings of each",
+    }
+    for folder, words in said.items():
+        gates.succeed("language", "evaluate", "--config", "small", "--name", folder,
+                      "--data.init_args.folder", folder)  # fmt: skip
+        scores = json.loads((gates.folder / f"runs/language/{folder}/scores.json").read_text())
+        assert [one in scores["notes"][0] for one in said.values()] == [
+            one == words for one in said.values()
+        ]
 
 
 @pytest.mark.fault("48 hostile")
@@ -165,11 +197,13 @@ def test_faulty_recordings_are_refused_in_one_line(gates, faulty_inputs, wave_wr
 
         return write
 
-    def fault(words, write=None, name="new/0_ann_0", **others):
-        fit = ["language", "fit", "--config", "small", "--data.init_args.folder"]
-        return ([*fit, name.partition("/")[0]], words, {f"{name}.wav": write or sound(), **others})
+    def fault(words, write=None, name="new/0_ann_0", verb="fit", **others):
+        run = ["language", verb, "--config", "small", "--data.init_args.folder"]
+        return ([*run, name.partition("/")[0]], words, {f"{name}.wav": write or sound(), **others})
 
-    ann = {f"untested/{digit}_ann_{n}.wav": sound() for digit in (0, 1) for n in (0, 5, 45)}
+    ann = {
+        f"untested/{digit}_ann_{n}.wav": sound([digit, n]) for digit in range(3) for n in (0, 5, 45)
+    }
     packed = {"packed/fsdd_index.json": '{"names": ["1_a_0.wav"], "lengths": [2]}'}
     packed["packed/fsdd_pcm16_8k.delta.xz"] = lzma.compress(bytes(4))
     faulty_inputs(
@@ -183,7 +217,9 @@ def test_faulty_recordings_are_refused_in_one_line(gates, faulty_inputs, wave_wr
             "cut": fault("has 2 samples, but its header says 3", sound(until=-2)),
             "digit": fault("10_ann_0.wav: expected DIGIT_SPEAKER_INDEX", name="new/10_ann_0"),
             "one class": fault("no recording of '0' trains"),
-            "no test": fault("eve has no recording from 0 to 4", name="untested/1_eve_7", **ann),
+            "no test": fault(
+                "eve has no recording from 0 to 4", None, "untested/1_eve_7", "evaluate", **ann
+            ),
             "packed": fault("samples with SHA-256 .*, expected ", name="packed/0_ann_0", **packed),
         },
         folder=gates.folder,
