@@ -110,7 +110,7 @@ class ShardSet:
         return self.folder / f"{split}.bin"
 
     def part(self, split: Split) -> Part:
-        """Return the documents and size of a split, from the index."""
+        """Return what the index knows of a split: sizes, digests, where each document lies."""
         return self._parts[split]
 
     def tokens(self, split: Split) -> np.memmap[Any, np.dtype[Any]]:

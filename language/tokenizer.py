@@ -63,7 +63,7 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(name: str | Path) -> Tokenizer:
-    """Return a tokenizer.
+    """Load ``bytes``, a ``tokenizer.json``, or that in a folder; no name of the Hub.
 
     Args:
         name: ``bytes``, a ``tokenizer.json``, or a folder that holds one.

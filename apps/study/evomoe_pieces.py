@@ -150,7 +150,7 @@ def layers_of(model: Decoder) -> list[MoELayer]:
 
 @torch.no_grad()
 def routed(model: Decoder, tokens: Tensor) -> Routed:
-    """Return the routing of a decoder's tokens in windows (N, T)."""
+    """Summarize the routing of tokens (N, T): active experts, balance, what each expert reads."""
     layers = layers_of(model)
     with GateMonitor(nn.ModuleList(layers)) as monitor, collect_routing(layers[0]) as routings:
         model(tokens)

@@ -272,7 +272,7 @@ class Comparison(Splits):
         }
 
     def pieces(self, chosen: Mapping[str, Choice]) -> list[list[Piece]]:
-        """Return the networks of each fold, trained or not."""
+        """Describe the networks of each fold, one for each method and seed; nothing is trained."""
         return [
             [
                 self.run.piece(m, s, fold.keys, **{**method_settings, **_setting(chosen, m)})
@@ -293,7 +293,7 @@ class Comparison(Splits):
         return [[piece for piece in some if piece in kept] for some in pieces]
 
     def predictions(self, chosen: Mapping[str, Choice]) -> dict[str, list[Probabilities]]:
-        """Return the predictions (N, T) of all test rows, method by method, one for each seed."""
+        """Return test predictions (N, T) by method and seed; missing networks are trained first."""
         store = self.run.store(WEIGHTS, Arrays())
         predictions: dict[str, dict[int | None, list[Probabilities]]] = {}
         made = self.networks(chosen)

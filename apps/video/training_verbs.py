@@ -253,7 +253,7 @@ class VideoCLI(GatesRunCLI):
         return flatten(yaml.safe_load(self._portable_config())["data"], "data.")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Let a training run end by the patience of the contest, and begin with base rates."""
+        """Stop training early by the contest's patience, and print the loss of base rates first."""
         trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand in self.trains and (patience := self._patience()):
             monitor, mode = (self.config[self.subcommand]["checkpoint"][n] for n in CHECKPOINT)

@@ -293,7 +293,7 @@ class Tuning:
     def networks(
         self, run: Run, forms: Sequence[str], seeds: Sequence[int], *, train: bool = True
     ) -> dict[str, Choice]:
-        """Return the choice of every form; where nothing is trained, those that exist.
+        """Tune the training of every form that ``fit`` has not trained; else look it up.
 
         Forms of which ``fit`` trained a network with the configured optimizer are not tuned.
         """

@@ -214,7 +214,7 @@ class PriorGate(nn.Module):
         nn.init.zeros_(self.bias)
 
     def factors(self, x: Tensor, prior: Tensor, *, seen: Tensor | None = None) -> Tensor:
-        """Return the factors (..., D) in (0, 2).
+        """Return the factors (..., D) in (0, 2), of the prior and ``seen``, or ``x`` if None.
 
         Args:
             x: Features (..., D), also read by the gate where ``seen`` is None.

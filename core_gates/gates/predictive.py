@@ -192,7 +192,7 @@ def fetch_order(predicted: RoutingOutput, num_experts: int | None = None) -> tup
 
     Returns:
         Experts by descending count (E,), equal counts by ascending number, and their counts; those
-        that no token usess come last, with count zero.
+        that no token uses come last, with count zero.
     """
     chosen = predicted.chosen(num_experts, dropped=False)
     counts = chosen.reshape(-1, chosen.shape[-1]).sum(0).long()

@@ -372,7 +372,7 @@ class PolypSizingDataModule(L.LightningDataModule):
 
     @property
     def form(self) -> InputForm:
-        """The input of a network that learns from the training part."""
+        """Streams, size, aperture and outline of the input, the last by the training masks."""
         outline: Outline = "box"
         frames = self.load().frames
         if "mask_path" in frames and WITH_MASK & set(self.streams):

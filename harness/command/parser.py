@@ -163,7 +163,7 @@ def kind(hint: Any) -> str:
 
 
 def is_sequence(hint: Any) -> bool:
-    """Return whether a type is a list, a tuple or another sequence with a type of its items."""
+    """Return whether a type is a list, tuple, set or sequence whose item type is given."""
     origin = get_origin(hint)
     is_listed = isinstance(origin, type) and issubclass(origin, Sequence | set | frozenset)
     return bool(is_listed and get_args(hint))

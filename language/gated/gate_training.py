@@ -209,7 +209,7 @@ def _train_best(
 
 
 def measured(held_out: WindowLoader) -> NDArray[np.int64]:
-    """Return the first tokens of windows at even distances, 32 at most."""
+    """Return the first tokens of at most 32 evenly spaced held-out windows."""
     starts = held_out.starts()
     places = np.linspace(0, len(starts) - 1, min(MEASURED, len(starts))).round()
     return starts[places.astype(int)]

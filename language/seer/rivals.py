@@ -29,7 +29,7 @@ def gate_scores(gate: BlockGate, seen: AttentionInputs) -> Tensor:
 
 
 def scores_by(gate: BlockGate, seen: AttentionInputs, gates: Mapping[str, Any]) -> Tensor:
-    """Score by other gates of the same kind, given by the names of their layers."""
+    """Score by another set of gates, the one of the same layer, such as of another seed."""
     return logits_of(gates[gate.name], inputs_of(gate, seen))
 
 

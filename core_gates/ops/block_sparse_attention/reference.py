@@ -102,7 +102,7 @@ def forward(
     scale: float,
     padding_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the output (B, H, Lq, D) in the dtype of ``q`` and log-sum-exp (B, H, Lq).
+    """Compute masked attention densely: output (B, H, Lq, D) and its log-sum-exp.
 
     A query without a visible key has output 0 and log-sum-exp -inf. Keys at padding, True in
     ``padding_mask`` (B, Lk), are visible to none.

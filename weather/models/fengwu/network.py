@@ -85,7 +85,7 @@ class SkipJoin(nn.Module):
             nn.init.constant_(self.gate.bias, OPEN)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Return the joined tokens."""
+        """Join decoded and encoder tokens, both (B, d, D, H, W), the latter gated if wanted."""
         x, skip = x.movedim(1, -1), skip.movedim(1, -1)
         if self.gate is not None:
             skip = gate_multiply(skip, self.gate(x))
