@@ -115,6 +115,17 @@ def quest_scores(gate: BlockGate, seen: AttentionInputs) -> Tensor:
     k = seen.k.transpose(1, 2)
     largest, smallest = pool_blocks(k, gate.gate.block_size, ("max", "min")).chunk(2, -1)
     queries = _groups(gate, seen.q.transpose(1, 2))  # (B, R, K, g, D)
+    return page_bound(queries, smallest, largest)
+
+
+def page_bound(queries: Tensor, smallest: Tensor, largest: Tensor) -> Tensor:
+    """Return the bound of Quest (B, K, R, N) of queries (B, R, K, g, D) and N blocks of keys.
+
+    Args:
+        queries: Queries by key head.
+        smallest: The smallest of each feature of the keys of a block (B, N, K, D).
+        largest: The largest.
+    """
     up, down = queries.clamp(min=0), queries.clamp(max=0)
     bound = torch.einsum("bikgd,bjkd->bkgij", up, largest)
     bound = bound + torch.einsum("bikgd,bjkd->bkgij", down, smallest)

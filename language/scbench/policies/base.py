@@ -49,20 +49,20 @@ class KVPolicy:
 
     def attend(
         self,
-        layer: LayerState,  # noqa: ARG002
-        queries: Tensor,  # noqa: ARG002
-        keys: Tensor,  # noqa: ARG002
-        values: Tensor,  # noqa: ARG002
+        layer: LayerState,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
     ) -> Tensor | None:
         """Return the attention (B, H, T, D) of a prompt; None: each token attends to all before."""
         return None
 
     def prefill(
         self,
-        layer: LayerState,  # noqa: ARG002
-        queries: Tensor,  # noqa: ARG002
-        keys: Tensor,  # noqa: ARG002
-        values: Tensor,  # noqa: ARG002
+        layer: LayerState,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
     ) -> Tensor | None:
         """Return the tokens of a prompt that are kept, after it was read.
 
@@ -80,9 +80,9 @@ class KVPolicy:
 
     def decode(
         self,
-        layer: LayerState,  # noqa: ARG002
-        queries: Tensor,  # noqa: ARG002
-        keys: Tensor,  # noqa: ARG002
+        layer: LayerState,
+        queries: Tensor,
+        keys: Tensor,
     ) -> Tensor | None:
         """Return the pages of the cache that a token after the prompt reads.
 
@@ -138,7 +138,7 @@ class DroppingPolicy(KVPolicy):
         """Return scores (B, K, T) of tokens, see `KVPolicy.prefill`; infinite: surely kept."""
         raise NotImplementedError
 
-    def count(self, layer: LayerState, length: int) -> int:  # noqa: ARG002
+    def count(self, layer: LayerState, length: int) -> int:
         """Return the tokens that are kept of so many."""
         return kept_tokens(self.keep, length)
 
@@ -147,6 +147,8 @@ class DroppingPolicy(KVPolicy):
     ) -> Tensor | None:
         """Return the positions with the highest scores."""
         scores, count = self.scores(layer, queries, keys, values), self.count(layer, keys.shape[2])
+        if count >= keys.shape[2]:
+            return None
         return scores.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(-1).values
 
     def require(self, length: int, **tokens: int) -> None:
@@ -186,10 +188,10 @@ class StreamingPolicy(DroppingPolicy):
 
     def scores(
         self,
-        layer: LayerState,  # noqa: ARG002
-        queries: Tensor,  # noqa: ARG002
+        layer: LayerState,
+        queries: Tensor,
         keys: Tensor,
-        values: Tensor,  # noqa: ARG002
+        values: Tensor,
     ) -> Tensor:
         """Score these 1 and all others 0."""
         length = keys.shape[2]

@@ -7,10 +7,23 @@ from typing import Any
 
 from core_gates.errors import GatesError, check_option
 from language.scbench.policies.base import FullPolicy, KVPolicy, StreamingPolicy
-
-POLICIES: Mapping[str, type[KVPolicy]] = MappingProxyType(
-    {kind.name: kind for kind in (FullPolicy, StreamingPolicy)}
+from language.scbench.policies.dropping import (
+    H2OPolicy,
+    KeyDiffPolicy,
+    KNormPolicy,
+    PyramidKVPolicy,
+    SnapKVPolicy,
+    TOVAPolicy,
 )
+from language.scbench.policies.kivi import KIVIPolicy
+
+KINDS: tuple[type[KVPolicy], ...] = (
+    *(FullPolicy, StreamingPolicy, SnapKVPolicy, PyramidKVPolicy, H2OPolicy),
+    *(TOVAPolicy, KNormPolicy, KeyDiffPolicy),
+    KIVIPolicy,
+)
+
+POLICIES: Mapping[str, type[KVPolicy]] = MappingProxyType({kind.name: kind for kind in KINDS})
 """All policies."""
 
 
