@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_whole
 from language.hf.locate import base_of
 from language.scbench.policies.cache import LayerState, PolicyCache, held_bytes, prepare
 
@@ -185,6 +185,11 @@ class StreamingPolicy(DroppingPolicy):
 
     name: ClassVar[str] = "streaming"
     sinks: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse options out of range."""
+        super().__post_init__()
+        check_whole(0, sinks=self.sinks)
 
     def scores(
         self,

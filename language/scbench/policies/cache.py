@@ -282,14 +282,14 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _remember(module: nn.Module, _args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def _remember(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Put the layer of a policy's cache where its attention finds it.
 
     Raises:
         GatesError: The model attends in another way, which would leave the policy out.
     """
-    cache = kwargs.get("cache", kwargs.get("past_key_values"))
-    if isinstance(cache, PolicyCache):
+    caches = (x for x in (*args, *kwargs.values()) if isinstance(x, PolicyCache))
+    if (cache := next(caches, None)) is not None:  # its name differs between families
         attention = module.config._attn_implementation  # type: ignore[union-attr]
         if attention != NAME:
             raise GatesError(

@@ -16,11 +16,13 @@ from language.scbench.policies.dropping import (
     TOVAPolicy,
 )
 from language.scbench.policies.kivi import KIVIPolicy
+from language.scbench.policies.loading import OraclePolicy, QuestPolicy, SeerPolicy
+from language.scbench.policies.patterns import AShapePolicy, TriShapePolicy
 
 KINDS: tuple[type[KVPolicy], ...] = (
     *(FullPolicy, StreamingPolicy, SnapKVPolicy, PyramidKVPolicy, H2OPolicy),
     *(TOVAPolicy, KNormPolicy, KeyDiffPolicy),
-    KIVIPolicy,
+    *(KIVIPolicy, QuestPolicy, OraclePolicy, SeerPolicy, AShapePolicy, TriShapePolicy),
 )
 
 POLICIES: Mapping[str, type[KVPolicy]] = MappingProxyType({kind.name: kind for kind in KINDS})

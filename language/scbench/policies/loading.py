@@ -1,0 +1,202 @@
+"""Policies that keep everything, and read a part of it for each token that is generated."""
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core_gates.attention.seer.decode import BlockSelector
+from core_gates.attention.seer.gate import pool_blocks
+from core_gates.errors import GatesError, check_whole
+from language.hf.locate import attached, base_of
+from language.scbench.policies.base import KVPolicy, check_keep, kept_tokens
+from language.scbench.policies.cache import LayerState
+from language.scbench.policies.dropping import window_attention
+from language.seer.attach import BlockGate, block_gates, choose_blocks
+from language.seer.attention import CHILD
+from language.seer.attention import NAME as BLOCKS
+from language.seer.block_files import load_block_gates
+from language.seer.cache import BlockCache
+from language.seer.rivals import page_bound
+
+LEAST = 3
+"""Pages that are read at least."""
+
+
+@dataclass(frozen=True)
+class ReadingPolicy(KVPolicy):
+    """Reads the pages with the highest scores, and the last one.
+
+    A policy of this kind is a subclass with a ``name`` and `page_scores`.
+
+    Attributes:
+        keep: Fraction of the pages that is read, above 0 and at most 1; three are at least.
+        page: Tokens of a page.
+    """
+
+    keep: float = 0.5
+    page: int = 16  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        """Refuse options out of range."""
+        check_keep(self.keep)
+        check_whole(1, page=self.page)
+
+    @property
+    def exact(self) -> bool:
+        """Whether all pages are read."""
+        return self.keep == 1
+
+    def page_scores(self, layer: LayerState, queries: Tensor, keys: Tensor) -> Tensor:
+        """Return scores (B, K, N) of pages, see `KVPolicy.decode`; the last may be left out."""
+        raise NotImplementedError
+
+    def decode(self, layer: LayerState, queries: Tensor, keys: Tensor) -> Tensor | None:
+        """Return the pages with the highest scores."""
+        pages = -(-keys.shape[2] // self.page)
+        number = max(LEAST, kept_tokens(self.keep, pages))
+        if number >= pages:
+            return None
+        scores = self.page_scores(layer, queries, keys)[..., : pages - 1]
+        best = scores.topk(number - 1, dim=-1).indices
+        read = torch.zeros(*scores.shape[:-1], pages, dtype=torch.bool, device=keys.device)
+        read[..., -1] = True
+        return read.scatter(-1, best, True)
+
+
+@dataclass(frozen=True)
+class QuestPolicy(ReadingPolicy):
+    """Scores pages by an upper bound of their scores (Quest, arXiv 2406.10774)."""
+
+    name: ClassVar[str] = "quest"
+
+    def page_scores(self, layer: LayerState, queries: Tensor, keys: Tensor) -> Tensor:
+        """Score complete pages, whose bounds are held."""
+        bounds = layer.held.get("bounds")
+        before = 0 if bounds is None else bounds.shape[1]
+        new = keys[:, :, before * self.page : keys.shape[2] // self.page * self.page]
+        if new.shape[2]:
+            added = pool_blocks(new.transpose(1, 2), self.page, ("max", "min"))
+            bounds = added if bounds is None else torch.cat([bounds, added], 1)
+            layer.held["bounds"] = bounds
+        largest, smallest = layer.held["bounds"].chunk(2, -1)
+        grouped = queries.transpose(1, 2).unflatten(2, (keys.shape[1], -1))
+        return page_bound(grouped, smallest, largest)[:, :, 0]
+
+
+@dataclass(frozen=True)
+class OraclePolicy(ReadingPolicy):
+    """Scores pages by their largest attention, which no method knows before it attends."""
+
+    name: ClassVar[str] = "oracle"
+
+    def page_scores(self, layer: LayerState, queries: Tensor, keys: Tensor) -> Tensor:
+        """Score all pages, after attending to all keys."""
+        weights = window_attention(layer, queries, keys)[..., 0, :].amax(2)
+        return (
+            F.pad(weights, (0, -weights.shape[-1] % self.page))
+            .unflatten(-1, (-1, self.page))
+            .amax(-1)
+        )
+
+
+class SinkSelector(BlockSelector):
+    """Selects the first blocks, and others by their logits.
+
+    Args:
+        keep: Fraction of the blocks of a sequence that is selected.
+        sinks: First blocks, padding left out.
+    """
+
+    def __init__(self, keep: float, sinks: int) -> None:
+        super().__init__(k=1, dense_rows=0)
+        self.keep, self.sinks = keep, sinks
+
+    def forward(self, logits: Tensor, row_blocks: Tensor | None = None) -> Tensor:
+        """Return the mask of the selected blocks, see `BlockSelector.forward`."""
+        self.value = max(kept_tokens(self.keep, logits.shape[-1]), 1)
+        if self.sinks:
+            first = (logits > torch.finfo(logits.dtype).min).int().argmax(-1, keepdim=True)
+            first = first + torch.arange(self.sinks, device=logits.device)
+            first = first.clamp(max=logits.shape[-1] - 1)
+            logits = logits.scatter(-1, first, float(logits.max()) + 1)
+        return super().forward(logits, row_blocks)
+
+
+class SeerCache(BlockCache):
+    """The cache of block gates, with what is measured of caches of policies.
+
+    Attributes:
+        seconds: 0: nothing is compressed at the end of the prompt.
+    """
+
+    seconds = 0.0
+
+    def __init__(self, gates: Iterable[BlockGate]) -> None:
+        gates = list(gates)
+        super().__init__(max(gate.layer for gate in gates) + 1, gates[0].gate.block_size)
+        self._gates = [weakref.ref(gate) for gate in gates]  # which copies of the cache share
+
+    @property
+    def read(self) -> float | None:
+        """Mean fraction of the blocks that calls after the prompt have read, if there were any."""
+        seen = [gate.density for ref in self._gates if (gate := ref()) is not None]
+        known = [density for density in seen if density is not None]
+        return sum(known) / len(known) if known else None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors that it holds."""
+        parts = [(x.keys, x.values, *(x.compressed or ())) for x in self.layers]
+        return [tensor for part in parts for tensor in part if tensor is not None]
+
+
+@dataclass(frozen=True)
+class SeerPolicy(KVPolicy):
+    """Lets gates choose the blocks that are read (SeerAttention-R, arXiv 2506.08889).
+
+    The model has gates for decoding, see `language.seer.attach.attach_block_gates`, or gets those
+    of a file. It must lose them by ``detach_block_gates`` before it attends by another policy.
+
+    Attributes:
+        keep: Fraction of the blocks that is read, next to the own one.
+        sinks: First blocks that are read in any case.
+        gates: File of `language.seer.block_files.save_block_gates`, for a model without gates.
+    """
+
+    name: ClassVar[str] = "seer"
+    keep: float = 0.5
+    sinks: int = 1
+    gates: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse options out of range."""
+        check_keep(self.keep)
+        check_whole(0, sinks=self.sinks)
+
+    @property
+    def exact(self) -> bool:
+        """Whether all blocks are read."""
+        return self.keep == 1
+
+    def make_cache(self, model: nn.Module) -> Any:
+        """Return a cache, see `KVPolicy.make_cache`.
+
+        Raises:
+            GatesError: The model has no gates for decoding, or does not fit those of the file.
+        """
+        if self.gates is not None and not attached(model, CHILD, BlockGate):
+            load_block_gates(model, self.gates)
+        gates = list(block_gates(model).values())
+        if gates[0].kind != "decode":
+            raise GatesError(
+                "the block gates of the model choose for prompts, expected gates for decoding:"
+                " detach_block_gates(model), then attach_block_gates(model, 'decode')"
+            )
+        base_of(model).set_attn_implementation(BLOCKS)
+        choose_blocks(model, None if self.exact else SinkSelector(self.keep, self.sinks))
+        return SeerCache(gates)
