@@ -16,8 +16,8 @@ from language.scbench.policies.dropping import (
     TOVAPolicy,
 )
 from language.scbench.policies.kivi import KIVIPolicy
-from language.scbench.policies.loading import OraclePolicy, QuestPolicy, SeerPolicy
 from language.scbench.policies.patterns import AShapePolicy, TriShapePolicy
+from language.scbench.policies.reading import OraclePolicy, QuestPolicy, SeerPolicy
 
 KINDS: tuple[type[KVPolicy], ...] = (
     *(FullPolicy, StreamingPolicy, SnapKVPolicy, PyramidKVPolicy, H2OPolicy),

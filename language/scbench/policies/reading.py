@@ -118,8 +118,9 @@ class SinkSelector(BlockSelector):
 
     def forward(self, logits: Tensor, row_blocks: Tensor | None = None) -> Tensor:
         """Return the mask of the selected blocks, see `BlockSelector.forward`."""
-        self.value = max(kept_tokens(self.keep, logits.shape[-1]), 1)
+        self.value = kept_tokens(self.keep, logits.shape[-1])
         if self.sinks:
+            logits = logits.detach()
             first = (logits > torch.finfo(logits.dtype).min).int().argmax(-1, keepdim=True)
             first = first + torch.arange(self.sinks, device=logits.device)
             first = first.clamp(max=logits.shape[-1] - 1)
@@ -143,8 +144,9 @@ class SeerCache(BlockCache):
 
     @property
     def read(self) -> float | None:
-        """Mean fraction of the blocks that calls after the prompt have read, if there were any."""
-        seen = [gate.density for ref in self._gates if (gate := ref()) is not None]
+        """Mean fraction of the blocks that later calls have read; None before the first."""
+        gates = [gate for ref in self._gates if (gate := ref()) is not None]
+        seen = [1.0 if gate.selector is None else gate.density for gate in gates]
         known = [density for density in seen if density is not None]
         return sum(known) / len(known) if known else None
 
