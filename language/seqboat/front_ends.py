@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core_gates.errors import check_at_least
+from core_gates.errors import GatesError, check_at_least
 from core_gates.numerics import check_padding_mask
 
 QUIET = 1e-6  # added to energies of samples from -1 to 1, some 60 dB below a loud voice
@@ -35,8 +35,18 @@ class SymbolEmbedding(nn.Module):
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the tokens and their padding mask."""
-        return self.embedding(x), padding_mask
+        """Return the tokens and their padding mask.
+
+        Raises:
+            GatesError: A symbol is out of range.
+        """
+        try:
+            return self.embedding(x), padding_mask
+        except IndexError as error:
+            raise GatesError(
+                f"symbols from {int(x.min())} to {int(x.max())}, expected 0 to "
+                f"{self.embedding.num_embeddings - 1}: raise vocab_size or check the symbols"
+            ) from error
 
 
 class FrameProjection(nn.Module):

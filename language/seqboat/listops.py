@@ -262,10 +262,17 @@ def trees_of(lines: Sequence[Line]) -> Part:
     """Return trees as symbols, parentheses left out.
 
     Raises:
-        GatesError: A line has no tree, or another value than its label.
+        GatesError: A line has no tree, parentheses that do not match, or another value than its
+            label.
     """
     inputs, labels = [], []
     for line in lines:
+        characters = np.frombuffer(line.source.encode(), np.uint8)
+        depth = ((characters == ord("(")).astype(int) - (characters == ord(")"))).cumsum()
+        if depth.min(initial=0) < 0 or depth[-1:].any():
+            raise GatesError(
+                f"{line.place}: parentheses do not match: get the file again, or leave all out"
+            )
         tokens = line.source.replace("(", " ").replace(")", " ").split()
         try:
             labels.append(value_of(tokens))

@@ -18,7 +18,7 @@ from core_gates.attention.sma import (
     step,
 )
 from core_gates.attention.sma.gated_attention_unit import PositionEncoding, Weighting
-from core_gates.errors import check_at_least, check_option
+from core_gates.errors import GatesError, check_at_least, check_option
 from core_gates.training.batch_norm import SyncBatchNorm
 from language.seqboat.activation import RuleActivation
 from language.seqboat.front_ends import FilterBank, FrameProjection, SymbolEmbedding
@@ -143,7 +143,14 @@ class SeqBoat(nn.Module):
                 symbols are added.
             last: Whether only the logits (B, 1, outputs) after the last place are computed, of a
                 causal model, where padding then comes first.
+
+        Raises:
+            GatesError: There is not a cache for every layer, or a symbol is out of range.
         """
+        if caches is not None and len(caches) != len(self.layers):
+            raise GatesError(
+                f"{len(caches)} caches for {len(self.layers)} layers: give those of model.caches()"
+            )
         tokens, mask = self.front(x, padding_mask)
         for number, layer in enumerate(self.blocks):
             if caches is None:
@@ -238,6 +245,7 @@ def recorded(model: nn.Module) -> Iterator[list[Activations]]:
             masks.clear()
 
     handles = [layer.configurator.register_forward_hook(keep, with_kwargs=True) for layer in blocks]
+    handles.append(model.register_forward_pre_hook(lambda *_: masks.clear()))  # of a broken pass
     try:
         yield passes
     finally:

@@ -199,6 +199,10 @@ def test_what_is_no_tree_is_named_with_its_line(tmp_path, refuses):
         ("token 1 is '.MEAN', expected a digit from 0 to 9", reading("[MEAN 1 2 ]\t1")),
         ("token 3 is '10', expected a digit", reading("[MAX 1 10 ]\t10")),
         ("the .SM that ends at token 3 has no arguments", reading("[MAX [SM ] 1 ]\t1")),
+        *(
+            ("line 3: parentheses do not match", reading(f"1\t1\n{tree}\t2"))
+            for tree in ("( [MAX 1 ) 2 ) ]", "( [MAX ( 1 ) 2 ]", ") [MAX 1 2 ] (")
+        ),
         ("2 values in a line, expected one tree", reading("1 2\t1")),
         ("0 values in a line, expected one tree", reading("\t1")),
         ("the tree gives 3, but its label is '4'", reading("[MAX 3 2 ]\t4")),

@@ -1,9 +1,12 @@
 """A SeqBoat on its own: padding, batches, hard inputs, streaming, rules in place of its gates."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
 
+from core_gates.errors import GatesError
 from language.generation import generate
 from language.seqboat.activation import RuleActivation
 from language.seqboat.front_ends import FilterBank, FrameProjection, SymbolEmbedding
@@ -114,6 +117,35 @@ def test_the_state_takes_equally_many_bytes_after_any_number_of_symbols():
         tensors = [t for cache in caches for t in cache.state if isinstance(t, torch.Tensor)]
         sizes.append(sum(t.numel() * t.element_size() for t in tensors))
     assert sizes[0] == sizes[1] > 0
+
+
+def test_a_pass_that_breaks_leaves_no_record_behind():
+    model = small()
+    x, _ = symbols(9)
+    model.layers[1].register_forward_pre_hook(lambda *_: 1 / 0 if breaks else None)
+    with recorded(model) as passes:
+        for breaks in (True, False):  # noqa: B007
+            with contextlib.suppress(ZeroDivisionError):
+                model(x)
+    assert [one.active.shape for one in passes] == [(2, 1, 9)]
+    with recorded(model) as whole:
+        model(x)
+    assert torch.equal(passes[0].active, whole[0].active)
+    assert not model._forward_pre_hooks
+    assert not any(layer.configurator._forward_hooks for layer in model.blocks)
+
+
+def test_symbols_out_of_range_and_missing_caches_are_named(refuses):
+    model = small(9, causal=True)
+    refuses(
+        GatesError,
+        ("symbols from 3 to 9, expected 0 to 8: raise", lambda: model(torch.tensor([[3, 9]]))),
+        ("symbols from -1 to 0, expected 0 to 8", lambda: model(torch.tensor([[-1, 0]]))),
+        (
+            "1 caches for 2 layers: give those of model.caches",
+            lambda: model(torch.tensor([[3]]), caches=model.caches()[:1]),
+        ),
+    )
 
 
 def test_rules_stand_in_for_the_gate():
