@@ -53,6 +53,10 @@ OFFLOAD_HELP = """usage: gates language offload {profile,replay,generate,bench} 
 
 gates language offload VERB --help lists the options of a verb."""
 
+SEQBOAT_HELP = (
+    "Options of a decoder. Those of SeqBoat: gates language {verb} --config fsdd --help\n"
+)
+
 BYTES = "bytes"  # the study that is a verb of the Trainer
 STUDIES = {
     "blocks": FunctionVerb(
@@ -183,4 +187,6 @@ def main(arguments: Sequence[str]) -> None:
         config = SPEECH_CONFIG if arguments[0] == "classify" else DEFAULT_CONFIG
         run_verb("language", FUNCTIONS, arguments, config=config, name_of=name_of)
         return
+    if {"-h", "--help"} & {*arguments} and not [*values(arguments, ["--config", "-c"])]:
+        print(SEQBOAT_HELP.format(verb=arguments[0]))
     importlib.import_module(TRAINERS).run_training_verb(arguments)

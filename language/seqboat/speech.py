@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
+import os
 import re
 import wave
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,11 @@ WAVES = "*.[wW][aA][vV]"
 PACKED_RATE = 8000
 SC10 = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 FULL_SCALE = 2**15
+
+
+def audio_folder() -> Path:
+    """Return ``data/audio`` of the folder that GATES_SHARED names, or of ``../shared``."""
+    return Path(os.environ.get("GATES_SHARED", "../shared"), "data", "audio")
 
 
 class Recording(NamedTuple):
@@ -217,7 +223,7 @@ class SpeechData(SequenceData):
     """Recordings as samples from -1 to 1, cut, with shifts and gains in training.
 
     Args:
-        folder: See `read_speech`.
+        folder: See `read_speech`; `audio_folder` if None.
         held_out: Speaker who tests and is heard nowhere else; the official split if None.
         length: Samples after which a recording is cut, 256 or more.
         rate: Samples per second that WAV files must have.
@@ -237,7 +243,7 @@ class SpeechData(SequenceData):
 
     def __init__(
         self,
-        folder: str,
+        folder: str | None = None,
         held_out: str | None = None,
         length: int = 8000,
         rate: int = 8000,
@@ -250,7 +256,8 @@ class SpeechData(SequenceData):
         check_at_least(1, rate=rate)
         check_at_least(256, length=length)
         check_at_least(0, shift=shift, gain=gain)
-        self.folder, self.held_out, self.length, self.rate = Path(folder), held_out, length, rate
+        self.folder = audio_folder() if folder is None else Path(folder)
+        self.held_out, self.length, self.rate = held_out, length, rate
         self.shift, self.gain = shift, gain
         self.augment = self._changed
 

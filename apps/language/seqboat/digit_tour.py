@@ -1,15 +1,13 @@
 """What a network hears in a spoken digit, and which of its tokens attend, for the tour."""
 
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from apps.language.seqboat.activation_figure import activation_figure, activity, densities_of
 from apps.language.seqboat.classify import FRONT, SHIPPED, opened
 from apps.language.seqboat.pieces import DATA
 from harness.report.page import Page, TourTask
-from language.seqboat.speech import PACKED, read_packed, waveform
+from language.seqboat.speech import PACKED, audio_folder, read_packed, waveform
 
 TASK, COMMAND = "recognize a spoken digit", "gates language classify"
 CAPTION = (
@@ -22,14 +20,13 @@ NAME = "3_lucas_2.wav"  # one of those that test: no network that ships has lear
 def digit_part() -> tuple[TourTask, list[Callable[[Page], object]]]:
     """Hear a digit of the Free Spoken Digit Dataset, which does not ship.
 
-    It is looked for in ``data/audio`` of the folder that the variable GATES_SHARED of the
-    environment names, else of ``../shared``.
+    It is looked for in `audio_folder`.
 
     Returns:
         The line of the table of tasks, and what adds the picture to the page, nothing without data.
     """
     started = time.monotonic()
-    folder = Path(os.environ.get("GATES_SHARED", "../shared"), "data", "audio")
+    folder = audio_folder()
     if not (folder / PACKED).is_file():
         said = f"not shown: the Free Spoken Digit Dataset is missing, {folder / PACKED}"
         return TourTask(TASK, said, COMMAND, time.monotonic() - started), []

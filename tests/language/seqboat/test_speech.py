@@ -39,6 +39,13 @@ def test_the_packed_set_is_that_of_its_readme():
     assert {r.speaker for r, s in zip(recordings, alone, strict=True) if s == "test"} == {"theo"}
 
 
+def test_recordings_are_those_of_the_shared_folder(speech_folder, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/audio").symlink_to(speech_folder)
+    monkeypatch.setenv("GATES_SHARED", str(tmp_path))
+    assert len(SpeechData().part("test").inputs) == 9
+
+
 def test_files_are_read_as_they_are(speech_folder, wave_writer, tmp_path):
     samples = np.array([0, 1, -1, 32767, -32768])
     wave_writer(tmp_path / "a.wav", samples)

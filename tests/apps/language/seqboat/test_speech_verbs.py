@@ -141,6 +141,12 @@ def test_a_killed_evaluation_ends_with_the_same_figures(kill_and_resume, gates, 
     )
 
 
+def test_the_help_of_a_decoder_names_that_of_seqboat(gates):
+    said = "Options of a decoder. Those of SeqBoat: gates language fit --config fsdd --help\n"
+    assert gates.succeed("language", "fit", "--help").out.startswith(said)
+    assert said not in gates.succeed("language", "fit", "--config", "small", "-h").out
+
+
 def test_the_rival_has_about_as_many_weights():
     settings = {
         "model.model.class_path": "language.seqboat.sequence_model.SeqBoat",
