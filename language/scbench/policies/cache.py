@@ -15,7 +15,7 @@ from transformers.masking_utils import sdpa_mask
 
 from core_gates.errors import GatesError
 from core_gates.ops import block_sparse_attention
-from language.hf.locate import base_of, locate_attention
+from language.hf.locate import base_of, locate_attention, refuse_encoders
 from language.seer.attention import FOREIGN, causal_attention
 
 NAME = "gates_policy"
@@ -90,7 +90,7 @@ class PolicyLayer(DynamicLayer):  # type: ignore[misc]
     def reset(self) -> None:
         """Forget all tokens."""
         self.states: list[LayerState] = []
-        self.seen, self.seconds, self.read = 0, 0.0, torch.zeros(2)
+        self.seen, self.seconds, self.read = 0, 0.0, torch.zeros(2, dtype=torch.float64)
         self._waits = False
 
     def get_seq_length(self) -> int:
@@ -173,8 +173,9 @@ class PolicyLayer(DynamicLayer):  # type: ignore[misc]
 
     def _count(self, state: LayerState, read: Tensor | float) -> None:
         """Add the keys that a token has read, and those of all tokens."""
-        self.read[0] += read
-        self.read[1] += state.seen
+        self.read = self.read.to(place := state.held["keys"].device)
+        both = [torch.as_tensor(x, device=place, dtype=torch.float64) for x in (read, state.seen)]
+        self.read += torch.stack(both)
 
     def _state(self, scale: float) -> LayerState:
         kind = self.policy.state
@@ -236,7 +237,7 @@ class PolicyCache(Cache):  # type: ignore[misc]
     @property
     def read(self) -> float | None:
         """Mean fraction of all keys that tokens, one a call, have read; None before the first."""
-        read, seen = torch.stack([layer.read for layer in self.layers]).sum(0)
+        read, seen = torch.stack([layer.read.cpu() for layer in self.layers]).sum(0)
         return float(read / seen) if seen else None
 
     @property
@@ -338,7 +339,8 @@ def prepare(model: nn.Module) -> int:
     Raises:
         GatesError: The model does not fit.
     """
-    base, attentions = base_of(model), locate_attention(model)
+    base = base_of(model)
+    refuse_encoders(base.config, type(base).__name__)
     kinds = [type(layer) for layer in DynamicCache(config=base.config).layers]
     other = next((i for i, kind in enumerate(kinds) if kind is not DynamicLayer), None)
     if other is not None or not getattr(base, "_supports_attention_backend", False):
@@ -348,6 +350,7 @@ def prepare(model: nn.Module) -> int:
             f"{where}{type(base).__name__} {why}, which no cache policy compresses: give a decoder"
             " whose layers all attend to everything before, such as Llama or Qwen3"
         )
+    attentions = locate_attention(model)
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     for attention in attentions:

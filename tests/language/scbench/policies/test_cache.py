@@ -8,7 +8,7 @@ import transformers
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from language.scbench.policies.base import KVPolicy, cache_argument
+from language.scbench.policies.base import cache_argument
 from language.scbench.policies.registry import POLICIES, policy_of
 
 DROPPING = ("streaming", "snapkv", "pyramidkv", "h2o", "tova", "knorm", "keydiff")
@@ -137,11 +137,9 @@ def test_other_families(family, tiny, tokens, small, answers):
     model = tiny(family, **sizes)
     plain = answers(model, tokens)
     assert torch.equal(answers(model, tokens, policy_of("full")), plain)
-    for name in ("snapkv", "quest"):
-        own = answers(model, tokens, small(name))
-        assert torch.equal(own[0], plain[0])
-        assert (own - plain)[1].abs().max() > 1e-4
-        assert torch.equal(answers(model, tokens, small(name, keep=1)), plain)
+    own = answers(model, tokens, small("snapkv"))
+    assert torch.equal(own[0], plain[0])
+    assert (own - plain)[1].abs().max() > 1e-4
 
 
 def test_bytes_and_reads_of_what_is_kept(tiny, tokens, small):
@@ -209,7 +207,7 @@ def test_masks_that_are_refused(tiny, tokens, small):
     ("family", "settings", "message"),
     [
         ("Mistral", {"sliding_window": 16}, "layer 0 of MistralModel has a DynamicSlidingWindow"),
-        ("Mamba", {}, "no attention that is known|LinearAttention"),
+        ("Mamba", {}, "layer 0 of MambaModel has a Linear"),
         ("Gemma2", {"head_dim": 16, "sliding_window": 4096}, "DynamicSlidingWindowLayer"),
     ],
 )
@@ -284,9 +282,3 @@ def test_prompts_and_models_that_do_not_fit(name, options, message, tiny, tokens
     model = tiny()
     with pytest.raises(GatesError, match=message):
         model(tokens, cache=policy_of(name, **options).make_cache(model))
-
-
-def test_names():
-    assert all(issubclass(kind, KVPolicy) for kind in POLICIES.values())
-    assert policy_of("snapkv", keep=0.25) == POLICIES["snapkv"](keep=0.25)
-    assert set(DROPPING) < set(POLICIES)
