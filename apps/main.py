@@ -126,6 +126,7 @@ APPS: Mapping[str, App] = {
             "fit-gates": "train output gates on the attention of a trained model",
             "pregate": "fine-tune a mixture model whose gates read the input of an earlier layer",
             "adapt": "train an adapter of a trained model on labeled texts: SoRA and its rivals",
+            "scbench": "ask a context several times by policies of the KV cache: SCBench",
             "predict": "label texts with an adapter",
             "export": "write an adapter as a plain LoRA that PEFT opens",
             "offload": "run a mixture model whose experts stay on disk: Fate and its rivals",

@@ -31,13 +31,6 @@ GENERATED = "api", "commands"  # folders of pages that `make docs` writes
 WORDS = re.compile(r"[A-Za-z_]\w*")
 KEPT = {
     "tiny_vit": "a benchmark takes it by its plain name",
-    "cache_argument": "the runner of SCBench will use it",
-    "policy_of": "the runner of SCBench will use it",
-    "functions_by_repository": "the runner of SCBench will use it",
-    "retriever_tokenizer": "the runner of SCBench will use it",
-    "conversation": "the runner of SCBench will use it",
-    "read_rows": "the runner of SCBench will use it",
-    "write_rows": "the runner of SCBench will use it",
 }
 """Definitions that only tests use, with the reason why they stay."""
 

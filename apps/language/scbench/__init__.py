@@ -1,0 +1,1 @@
+"""SCBench: what a policy of the KV cache costs when one context is asked several times."""
