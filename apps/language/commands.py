@@ -29,6 +29,7 @@ FUNCTIONS = {
     "fit-gates": FunctionVerb("apps.language.fit_gates:fit_gates", flat=("gates", "training")),
     "plan": FunctionVerb("apps.language.model_sizes:plan"),
     "pregate": FunctionVerb("apps.language.pregate:pregate_models", flat=("recipe",)),
+    "scbench": FunctionVerb("apps.language.scbench.benchmark:scbench", flat=("questions",)),
 }
 """Verbs that need neither data nor a Trainer."""
 
@@ -64,10 +65,14 @@ STUDIES = {
     ),
     "adapters": FunctionVerb("apps.language.adapter_study:evaluate", flat=("recipe", "bars")),
     "offload": FunctionVerb("apps.language.offload.budget_study:evaluate", flat=("measured",)),
+    "scbench": FunctionVerb("apps.language.scbench.reuse_study:evaluate", flat=("texts", "bars")),
 }
 """What ``evaluate`` does where ``study`` in its section, or ``--study``, names it."""
 
-ON_MODELS = {"adapt": "", "diagnose": "", "distill": "", "fit-gates": "", "pregate": "-pregated"}
+ON_MODELS = {
+    "adapt": "", "diagnose": "", "distill": "", "fit-gates": "", "pregate": "-pregated",
+    "scbench": "-scbench",
+}  # fmt: skip
 """Those of a trained model, after which the run is named, and how that name ends."""
 
 Numbers = Literal["float32", "bfloat16", "float16"]
