@@ -107,7 +107,7 @@ def bars_of_retriever(
             if mode == "turns":
                 first, by_turn = by_turn[0], by_turn[1:]
                 found.append(
-                    Bar(f"{verdict.title}: accuracy of SnapKV in turn 1", first, ">=", 1.0)
+                    Bar(f"{verdict.title}: accuracy of SnapKV, turn 1", first, ">=", 1.0)
                 )
             name = (
                 f"{verdict.title}: accuracy of SnapKV, the best{' later' * (mode == 'turns')} turn"

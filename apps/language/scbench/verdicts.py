@@ -228,7 +228,7 @@ def flat(cost: Mapping[str, Any]) -> dict[str, float]:
 
 
 def as_lines(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Return entries as JSON lines, in the order of what tells them apart."""
+    """Return entries as JSON lines, ordered by task, mode, policy, row and turn."""
     keys = ("task", "mode", "policy", "row", "turn")
     ordered = sorted(entries, key=lambda entry: [entry.get(key, 0) for key in keys])
     return "".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in ordered)
