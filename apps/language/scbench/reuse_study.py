@@ -106,9 +106,7 @@ def bars_of_retriever(
             by_turn = scores[SNAPKV].mean(0)
             if mode == "turns":
                 first, by_turn = by_turn[0], by_turn[1:]
-                found.append(
-                    Bar(f"{verdict.title}: accuracy of SnapKV, turn 1", first, ">=", 1.0)
-                )
+                found.append(Bar(f"{verdict.title}: accuracy of SnapKV, turn 1", first, ">=", 1.0))
             name = (
                 f"{verdict.title}: accuracy of SnapKV, the best{' later' * (mode == 'turns')} turn"
             )
