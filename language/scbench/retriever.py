@@ -9,7 +9,7 @@ arXiv 2209.11895):
 2. The second compares a symbol with that of the token before, by slow pairs, which do not see
    positions, and so attends to what followed the symbol earlier. It adds what it finds there.
 
-The head reads this. So after a symbol follows what followed it in the context, then what followed
+The head reads this. So after a symbol comes what followed it in the context, then what followed
 that, until a comma ends the answer. Any symbol may occur in a context once.
 """
 
@@ -27,15 +27,15 @@ _BLOCK = FEATURES + 1  # with that of the end
 _HEAD, _THETA = 128, 1e12
 _FAST = 12  # pairs that find the token before
 _SHARPNESS = 24.0  # product of a query with its key, a fast pair or all slow ones
-_REPEATED = 0.25  # of the score of a symbol is taken off where it is the current one
+_REPEATED = 0.125  # of its score the current symbol loses: the first token finds itself, too
 
 
 def retriever() -> LlamaForCausalLM:
-    """Return the model: 2 layers, one head of 128, 3.2 million weights, in evaluation mode.
+    """Return the model: 2 layers, one head of 128, 3.4 million weights, in evaluation mode.
 
-    Its hidden state is the code of the token, of the token before, of the answer, and a constant.
-    Queries, keys and values are exact in bfloat16, but for a common factor. A symbol that is not in
-    the context attends to everything about equally, and is answered by the end.
+    Its hidden state has the code of the token, of the token before, of the answer, and a constant.
+    A symbol that is not in a context, or no longer, attends to hundreds of tokens there, of which
+    none is like it: in a long one, commas outweigh each other symbol, and the answer is empty.
     """
     codes, size = _codes(), 3 * _BLOCK + 1
     config = LlamaConfig(
