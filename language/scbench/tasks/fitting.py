@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from random import Random
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ from core_gates.errors import GatesError
 
 TURNS = 5
 TOLERANCE = 0.02
+ASKED = 0.5  # of a context at most, where what is asked for differs in length
 TRIES = 12  # of other pieces, where the first do not add up to the length
 LAST = 24  # pieces that are tried as the last one
 Piece = TypeVar("Piece")
@@ -42,7 +44,7 @@ def fit(
         return count
 
     def first(number: int) -> list[Piece]:
-        drawn.extend(piece for _, piece in zip(range(number - len(drawn)), pieces, strict=False))
+        drawn.extend(islice(pieces, max(0, number - len(drawn))))
         return drawn[:number]
 
     for _ in range(TRIES):
@@ -83,6 +85,23 @@ def _below(
         else:
             low, low_count = middle, count
     return first(low)
+
+
+def short_ones(
+    pieces: Iterator[Piece], number: int, most: float, size: Callable[[Piece], int]
+) -> list[Piece]:
+    """Return the first pieces whose size is not above ``most``.
+
+    Raises:
+        GatesError: There are too few of them.
+    """
+    chosen = list(islice((piece for piece in pieces if size(piece) <= most), number))
+    if len(chosen) < number:
+        raise GatesError(
+            f"fewer than {number} texts of at most {most:.0f} tokens to ask for, which leave place"
+            " for others: give a greater length"
+        )
+    return chosen
 
 
 def spread(draws: Random, places: int, number: int = TURNS) -> list[int]:

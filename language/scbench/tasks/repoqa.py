@@ -13,9 +13,9 @@ from itertools import chain
 from random import Random
 
 from language.scbench.row import TASKS, Row, Turn
-from language.scbench.tasks.fitting import TURNS, Tokens, between, depth_of, fit
+from language.scbench.tasks.fitting import ASKED, TURNS, Tokens, between, depth_of, fit, short_ones
 from language.scbench.tasks.kv import QUESTION, random_uuid
-from language.scbench.tasks.library import Function, functions
+from language.scbench.tasks.library import Function, library
 
 REPOSITORY = {"lang": "python", "repo": "python/cpython"}
 DESCRIPTION = "Function Description:\n{}\n\n"
@@ -23,8 +23,7 @@ DESCRIPTION = "Function Description:\n{}\n\n"
 
 def repoqa_row(number: int, draws: Random, length: int, tokens: Tokens) -> Row:
     """Return a row, see `kv_row`."""
-    drawn = iter(draws.sample(functions(), len(functions())))
-    asked = [next(drawn) for _ in range(TURNS)]
+    drawn, asked = _drawn(draws, TURNS, length, tokens)
     context = _context(draws, [*map(_code, asked)], map(_code, drawn), length, tokens)
     turns = tuple(_turn(function, context) for function in asked)
     return Row("repoqa", number, context, turns, REPOSITORY, "same form")
@@ -32,9 +31,8 @@ def repoqa_row(number: int, draws: Random, length: int, tokens: Tokens) -> Row:
 
 def repoqa_and_kv_row(number: int, draws: Random, length: int, tokens: Tokens) -> Row:
     """Return a row, see `kv_row`; functions with pairs between them, one of them in a line."""
-    drawn = iter(draws.sample(functions(), len(functions())))
     pairs = {random_uuid(draws): random_uuid(draws) for _ in range(TURNS // 2)}
-    asked = [next(drawn) for _ in range(TURNS - len(pairs))]
+    drawn, asked = _drawn(draws, TURNS - len(pairs), length, tokens)
     needles = [*map(_code, asked), *(_pair(*pair) for pair in pairs.items())]
     others = chain.from_iterable(
         (_code(function), _pair(random_uuid(draws), random_uuid(draws))) for function in drawn
@@ -48,6 +46,16 @@ def repoqa_and_kv_row(number: int, draws: Random, length: int, tokens: Tokens) -
     for place, turn in enumerate(of_pairs):
         turns.insert(2 * place + 1, turn)
     return Row("repoqa_and_kv", number, context, tuple(turns), REPOSITORY, "same form")
+
+
+def _drawn(
+    draws: Random, number: int, length: int, tokens: Tokens
+) -> tuple[Iterator[Function], list[Function]]:
+    """Return functions in random order, and those that are asked for."""
+    functions = library().functions
+    drawn = iter(draws.sample(functions, len(functions)))
+    most = ASKED * length / TURNS
+    return drawn, short_ones(drawn, number, most, lambda function: tokens(_code(function)))
 
 
 def _context(

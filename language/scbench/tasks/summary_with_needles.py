@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from random import Random
 
 from language.scbench.row import Row, Turn
-from language.scbench.tasks.fitting import TURNS, Tokens, between, depth_of, fit
-from language.scbench.tasks.library import Document, documents
+from language.scbench.tasks.fitting import ASKED, TURNS, Tokens, between, depth_of, fit, short_ones
+from language.scbench.tasks.library import Document, library
 
 SUMMARY = 3  # sentences
 MOST = 8  # sentences of a document
@@ -24,8 +24,10 @@ NAMES = ("amber", "cobalt", "ivory", "scarlet", "violet")
 
 def summary_with_needles_row(number: int, draws: Random, length: int, tokens: Tokens) -> Row:
     """Return a row, see `kv_row`; summaries and pass keys are asked for alternately."""
-    drawn = iter(draws.sample(documents(), len(documents())))
-    asked = [next(drawn) for _ in range(TURNS - TURNS // 2)]
+    documents = library().documents
+    drawn = iter(draws.sample(documents, len(documents)))
+    most = ASKED * length / TURNS
+    asked = short_ones(drawn, TURNS - TURNS // 2, most, lambda text: tokens(_document(text)))
     names = draws.sample(NAMES, TURNS // 2)
     keys = dict(zip(names, map(str, draws.sample(range(10_000, 100_000), len(names))), strict=True))
     hidden = [PASS_KEY.format(name=name, key=key) for name, key in keys.items()]
