@@ -27,16 +27,20 @@ from core_gates.numerics import accumulation_dtype, check_padding_mask, zero_pad
 class BlockSelector(nn.Module):
     """Turn the logits of an attention gate into a block mask (arXiv 2410.13276 and 2506.08889).
 
-    Exactly one rule is given. The block of the query itself is always kept, in addition to what the
-    rule chooses, else a query could be left without any key. Equal scores go to the lowest index.
+    Exactly one rule is given. The block of the query itself is always kept, else a query could be
+    left without any key: in addition to what the rule chooses, or as the first of the ``recent``
+    ones, which count. Equal scores go to the lowest index.
 
     Args:
         threshold: Keep blocks whose probability (softmax over the row) exceeds this.
         nz_ratio: Fraction of the causal area to keep: every row of a map of N blocks keeps its
             ``max(1, int((1 - sqrt(1 - nz_ratio)) * N))`` best.
         token_budget: Tokens to attend, in whole blocks of ``block_size``.
-        k: Blocks to keep.
+        k: Blocks to keep, or how many of each head, whole numbers (H,).
         p: Keep the best blocks until their probabilities sum to this.
+        sinks: First blocks of a sequence, after those of padding, that every row keeps and that
+            count as chosen; of each head (H,) if it is a tensor.
+        recent: Last blocks of a row, its own included, that it keeps and that count as chosen.
         block_size: Tokens of a block, for ``token_budget``.
         dense_rows: Last rows of a square map that keep everything. A map with fewer rows than
             columns, as in decoding, has none, nor has one whose rows are tokens.
@@ -47,7 +51,8 @@ class BlockSelector(nn.Module):
         lowest finite value, by which gates hide padding.
 
     Raises:
-        ValueError: Not exactly one rule is given, or a value is out of range.
+        ValueError: Not exactly one rule is given, a value is out of range, or ``sinks`` and
+            ``recent`` blocks are more than ``k`` or the budget.
     """
 
     def __init__(
@@ -56,13 +61,15 @@ class BlockSelector(nn.Module):
         threshold: float | None = None,
         nz_ratio: float | None = None,
         token_budget: int | None = None,
-        k: int | None = None,
+        k: int | Tensor | None = None,
         p: float | None = None,
+        sinks: int | Tensor = 0,
+        recent: int = 0,
         block_size: int = 64,
         dense_rows: int = 2,
     ) -> None:
         super().__init__()
-        rules = {
+        rules: dict[str, Any] = {
             "threshold": threshold,
             "nz_ratio": nz_ratio,
             "token_budget": token_budget,
@@ -76,14 +83,23 @@ class BlockSelector(nn.Module):
         if self.rule in ("threshold", "nz_ratio", "p") and not 0 <= self.value <= 1:
             raise ValueError(f"{self.rule} must lie in [0, 1], got {self.value}")
         check_whole(1, block_size=block_size)
-        check_whole(0, dense_rows=dense_rows)
+        check_whole(0, dense_rows=dense_rows, recent=recent)
+        _check_blocks(0, "sinks", sinks)
         if self.rule in ("k", "token_budget"):
-            check_whole(1, **{self.rule: self.value})
+            _check_blocks(1, self.rule, self.value)
         if self.rule == "token_budget" and self.value < block_size:
             raise ValueError(
                 f"token_budget must be at least one block of {block_size}, got {self.value}"
             )
         self.block_size, self.dense_rows = block_size, dense_rows
+        self.sinks, self.recent = sinks, recent
+        if self.rule in ("k", "token_budget"):
+            over = torch.as_tensor(sinks) + recent - self._count(0)
+            if (most := int(over.max())) > 0:
+                raise ValueError(
+                    f"sinks={sinks} and recent={recent} are {most} more than the blocks of"
+                    f" {self.rule}={self.value}: raise it, or lower them"
+                )
 
     def forward(self, logits: Tensor, row_blocks: Tensor | None = None) -> Tensor:
         """Return the mask of kept blocks, True = keep.
@@ -109,33 +125,56 @@ class BlockSelector(nn.Module):
         lowest = torch.finfo(logits.dtype).min
         available = past & (scores > lowest)
         scores = scores.masked_fill(~available, torch.finfo(scores.dtype).min)
-        kept = self._choose(scores) & available
+        kept = self._choose(scores, self._always(available, past)) & available
         if square and self.dense_rows:
             first = max(0, num_rows - self.dense_rows)
             kept[..., first:, :] = available[..., first:, :]
         return kept | current
 
-    def _choose(self, scores: Tensor) -> Tensor:
+    def _always(self, available: Tensor, past: Tensor) -> Tensor:
+        """Return the blocks (..., Nq, Nk) that are kept whatever their scores."""
+        first = available.cumsum(-1) <= _per_head(self.sinks, available.device)
+        last = past.flip(-1).cumsum(-1).flip(-1) <= self.recent
+        return available & (first | last)
+
+    def _choose(self, scores: Tensor, always: Tensor) -> Tensor:
         if self.rule == "threshold":
-            return scores.softmax(-1) > self.value
-        order = scores.argsort(dim=-1, descending=True, stable=True)
+            return (scores.softmax(-1) > self.value) | always
+        order = scores.masked_fill(always, torch.inf).argsort(dim=-1, descending=True, stable=True)
         if self.rule == "p":
             probs = scores.softmax(-1).gather(-1, order)
             before = probs.cumsum(-1) - probs
             chosen = before < self.value
         else:
             rank = torch.arange(scores.shape[-1], device=scores.device)
-            chosen = (rank < self._count(scores.shape[-1])).expand(scores.shape)
-        return torch.zeros_like(chosen).scatter(-1, order, chosen)
+            most = _per_head(self._count(scores.shape[-1]), scores.device)
+            chosen = (rank < most).expand(scores.shape)
+        return torch.zeros_like(chosen).scatter(-1, order, chosen) | always
 
-    def _count(self, num_blocks: int) -> int:
+    def _count(self, num_blocks: int) -> Any:
         if self.rule == "nz_ratio":
             return max(1, int((1 - math.sqrt(1 - self.value)) * num_blocks))
-        return int(self.value // self.block_size if self.rule == "token_budget" else self.value)
+        return self.value // self.block_size if self.rule == "token_budget" else self.value
 
     def extra_repr(self) -> str:
         """Show the rule."""
-        return f"{self.rule}={self.value}, dense_rows={self.dense_rows}"
+        always = f"sinks={self.sinks}, recent={self.recent}"
+        return f"{self.rule}={self.value}, {always}, dense_rows={self.dense_rows}"
+
+
+def _check_blocks(least: int, name: str, blocks: int | Tensor) -> None:
+    """Refuse numbers of blocks, of all heads or of each, that are not whole or too small."""
+    if not isinstance(blocks, Tensor):
+        check_whole(least, **{name: blocks})
+    elif blocks.ndim != 1 or blocks.is_floating_point() or not (blocks >= least).all():
+        raise ValueError(
+            f"{name} must be whole numbers (H,) from {least} on, got {blocks.tolist()}"
+        )
+
+
+def _per_head(blocks: int | Tensor, device: torch.device) -> int | Tensor:
+    """Return a number of blocks, with rows and columns if it is of each head."""
+    return blocks.to(device)[:, None, None] if isinstance(blocks, Tensor) else blocks
 
 
 def block_density(block_mask: Tensor, row_blocks: Tensor | None = None) -> Tensor:

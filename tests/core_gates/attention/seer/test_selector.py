@@ -41,6 +41,54 @@ def test_ties_go_to_the_lowest_index():
     assert BlockSelector(p=0.1)(row)[0].nonzero().flatten().tolist() == [0, 1, 2, 3, 39]
 
 
+@pytest.mark.parametrize("options", [{"k": 3}, {"token_budget": 50, "block_size": 16}], ids=str)
+def test_the_first_and_the_last_blocks_count_in_the_budget(options):
+    row = torch.tensor([[0.5, 0.1, 0.9, 0.8, 0.3, 0.2]])
+    found = {
+        (sinks, recent): BlockSelector(**options, sinks=sinks, recent=recent)(row)[0]
+        for sinks, recent in ((0, 0), (0, 1), (1, 1), (1, 2), (2, 1), (3, 0))
+    }
+    kept = {always: mask.nonzero().flatten().tolist() for always, mask in found.items()}
+    assert kept[0, 0] == [0, 2, 3, 5]  # the own block is one more, as published
+    assert kept[0, 1] == [2, 3, 5]
+    assert kept[1, 1] == [0, 2, 5]
+    assert kept[1, 2] == [0, 4, 5]
+    assert kept[2, 1] == [0, 1, 5]
+    assert kept[3, 0] == [0, 1, 2, 5]
+
+
+def test_the_first_blocks_are_those_after_the_padding():
+    scores = logits(2, 6, 6)
+    scores[0, :, :2] = scores[0, :2] = LOWEST
+    mask = BlockSelector(k=2, sinks=1, recent=1, dense_rows=0)(scores)
+    rows = torch.arange(6)
+    for begin, kept in zip((2, 0), mask, strict=True):
+        expected = torch.eye(6, dtype=torch.bool)
+        expected[begin:, begin] = True
+        assert torch.equal(kept, expected)
+        assert kept[begin:].sum(-1).tolist() == (rows[begin:] - begin + 1).clamp(max=2).tolist()
+
+
+def test_what_is_always_kept_counts_in_the_sum_and_joins_a_threshold():
+    row = torch.tensor([[0.05, 0.5, 0.3, 0.05, 0.1]]).log()
+    kept = BlockSelector(p=0.6, sinks=1, recent=1)(row)
+    assert kept.tolist() == [[True, True, False, False, True]]
+    kept = BlockSelector(threshold=0.4, sinks=1, recent=2)(row)
+    assert kept.tolist() == [[True, True, False, True, True]]
+
+
+def test_every_head_has_its_own_number_of_blocks():
+    scores, blocks = logits(2, 3, 7, 7), torch.tensor([1, 3, 6])
+    sinks = (blocks > 1).long()
+    mask = BlockSelector(k=blocks, sinks=sinks, recent=1, dense_rows=0)(scores)
+    for head, (k, first) in enumerate(zip(blocks.tolist(), sinks.tolist(), strict=True)):
+        alone = BlockSelector(k=k, sinks=first, recent=1, dense_rows=0)(scores[:, head])
+        assert torch.equal(mask[:, head], alone)
+        assert alone.sum(-1).eq(torch.arange(1, 8).clamp(max=k)).all()
+    step = BlockSelector(k=blocks, sinks=sinks, recent=1)(scores[:, :, -1:])
+    assert torch.equal(step, mask[:, :, -1:])
+
+
 def test_p_stops_at_the_sum():
     row = torch.tensor([[0.05, 0.5, 0.3, 0.14, 0.01]]).log()
     assert BlockSelector(p=0.45)(row).tolist() == [[False, True, False, False, True]]
@@ -193,6 +241,12 @@ def test_masks_carry_no_gradient_and_half_precision_works():
         ({"k": 0}, "k must be at least 1, got 0"),
         ({"k": 1.5}, "k must be a whole number, got 1.5"),
         ({"k": 1, "dense_rows": -1}, "dense_rows must not be negative, got -1"),
+        ({"k": 1, "sinks": -1}, "sinks must not be negative, got -1"),
+        ({"p": 0.5, "recent": 1.5}, "recent must be a whole number, got 1.5"),
+        ({"k": 2, "sinks": 2, "recent": 1}, "sinks=2 and recent=1 are 1 more than .* of k=2"),
+        ({"token_budget": 128, "recent": 4}, "are 2 more than the blocks of token_budget=128"),
+        ({"k": torch.tensor([3, 1]), "sinks": 1, "recent": 1}, "are 1 more than the blocks of k="),
+        ({"k": torch.tensor([3, 0])}, r"k must be whole numbers \(H,\) from 1 on, got \[3, 0\]"),
     ],
 )
 def test_wrong_options_are_named(refuses, options, message):
