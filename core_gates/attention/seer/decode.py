@@ -135,11 +135,11 @@ class BlockSelector(nn.Module):
         """Return the blocks (..., Nq, Nk) that are kept whatever their scores."""
         first = available.cumsum(-1) <= _per_head(self.sinks, available.device)
         last = past.flip(-1).cumsum(-1).flip(-1) <= self.recent
-        return available & (first | last)
+        return cast(Tensor, available & (first | last))
 
     def _choose(self, scores: Tensor, always: Tensor) -> Tensor:
         if self.rule == "threshold":
-            return (scores.softmax(-1) > self.value) | always
+            return cast(Tensor, (scores.softmax(-1) > self.value) | always)
         order = scores.masked_fill(always, torch.inf).argsort(dim=-1, descending=True, stable=True)
         if self.rule == "p":
             probs = scores.softmax(-1).gather(-1, order)

@@ -119,12 +119,6 @@ class SinkSelector(BlockSelector):
     def forward(self, logits: Tensor, row_blocks: Tensor | None = None) -> Tensor:
         """Return the mask of the selected blocks, see `BlockSelector.forward`."""
         self.value = kept_tokens(self.keep, logits.shape[-1])
-        if self.sinks:
-            logits = logits.detach()
-            first = (logits > torch.finfo(logits.dtype).min).int().argmax(-1, keepdim=True)
-            first = first + torch.arange(self.sinks, device=logits.device)
-            first = first.clamp(max=logits.shape[-1] - 1)
-            logits = logits.scatter(-1, first, float(logits.max()) + 1)
         return super().forward(logits, row_blocks)
 
 
