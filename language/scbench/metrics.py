@@ -124,9 +124,9 @@ def first_digits_are(prediction: str, answers: Sequence[str]) -> bool:
 def chooses(prediction: str, answers: Sequence[str]) -> bool:
     """Return whether a prediction chooses the right option.
 
-    In this order count: a first letter from A to D, so that "Because" is B; the whole prediction;
-    what follows "answer is:", "answer:", "answer is" or "option is", in small letters, if it is
-    one character after; the first word that is a letter from A to D.
+    The first of these that applies counts: a first letter from A to D, so that "Because" is B; the
+    whole prediction; what follows "answer is:", "answer:", "answer is" or "option is", in small
+    letters, and one more character; the first word that is a letter from A to D.
 
     Args:
         prediction: Text that the model generated.
@@ -254,12 +254,12 @@ def repeats_function(
         language: Of the functions.
 
     Raises:
-        GatesError: The right function is not among them.
+        GatesError: The right function is not among them, or has no code.
     """
-    if wanted not in dict(functions):
+    if not dict(functions).get(wanted, "").strip():
         raise GatesError(
-            f"function {wanted!r} is not among the {len(functions)} of its repository: give all"
-            " that the rows ask for"
+            f"function {wanted!r} is not among the {len(functions)} of its repository or empty:"
+            " give all that the rows ask for, with their code"
         )
     blocks = _FENCED.findall(prediction.strip())
     whole = blocks[0] if blocks else prediction
@@ -317,7 +317,7 @@ def _texts(task: str, turn: Turn) -> tuple[str, ...]:
     answer = turn.answer
     texts = tuple(map(str, answer)) if isinstance(answer, tuple) else (str(answer),)
     if not texts or not all(text.strip() for text in texts):
-        raise GatesError(f"an answer of {task} is empty, so that all are right: give another")
+        raise GatesError(f"an answer of {task} is empty, which nothing can be scored by: give it")
     if task == "choice_eng" and len(texts) == 1:
         if texts[0] not in turn.options[: len(LETTERS)]:
             raise GatesError(
