@@ -68,7 +68,15 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     with replacing(path) as temporary:
         if path.suffix == ".parquet":
             pa, pq = _pyarrow()
-            pq.write_table(pa.Table.from_pylist(records), temporary)
+            names = dict.fromkeys(name for record in records for name in record)
+            columns = {name: [record.get(name) for record in records] for name in names}
+            try:
+                pq.write_table(pa.table(columns), temporary)
+            except (pa.ArrowException, OverflowError) as error:
+                raise GatesError(
+                    f"{path} cannot be written as Parquet, where a field has one type"
+                    f" ({' '.join(str(error).split())}): name it .jsonl"
+                ) from error
         else:
             lines = (json.dumps(record, ensure_ascii=False) for record in records)
             temporary.write_bytes("".join(f"{line}\n" for line in lines).encode())
@@ -93,9 +101,7 @@ def _files_of(folder: Path, task: str) -> list[Path]:
     paths = next(iter(found.values()))
     parts = paths[0].stem.rpartition("-of-")[2]
     if parts.isdigit() and len(paths) != int(parts):
-        raise GatesError(
-            f"{paths[0]} is one of {int(parts)} parts, {len(paths)} are there: get all"
-        )
+        raise GatesError(f"{paths[0]} is one of {int(parts)} parts, {len(paths)} found: get all")
     return paths
 
 
