@@ -245,13 +245,16 @@ class SequenceData(L.LightningDataModule):
     def digest(self) -> list[Data]:
         """Describe each part by its content."""
         return [
-            Data(type(self).__name__, split, self._digest(split), len(part.inputs), "sequences")
+            Data(
+                type(self).__name__,
+                split,
+                short_digest(self._objects(split)),
+                len(part.inputs),
+                "sequences",
+            )
             for split in SPLITS
             for part in [self.part(split)]
         ]
-
-    def _digest(self, split: Split) -> str:
-        return short_digest(self._objects(split))
 
     def _objects(self, split: Split) -> list[str]:
         part = self.part(split)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from apps.language.seqboat.pieces import (
     Places,
     Study,
     data_of,
+    density_rows,
     hits,
     scored,
     trained_model,
@@ -61,12 +63,9 @@ class ActivationStudy(Study):
         reference = LEARNED if LEARNED in scores else None
         rows = compare(scores, draws, task="test", reference=reference)
         for name, seeds in made.items():
-            for number in range(layers if seeds else 0):
-                density = float(torch.stack([one[DENSITY][number] for one in seeds]).mean())
-                rows.append(Row(name, "cost", f"density of layer {number + 1}", density))
-            if seeds:
-                flops = float(torch.stack([one[FLOPS] for one in seeds]).mean())
-                rows.append(Row(name, "cost", FLOPS, flops))
+            rows += density_rows(name, seeds)
+            flops = [float(one[FLOPS]) for one in seeds]
+            rows += [Row(name, "cost", FLOPS, fmean(flops)) for _ in flops[:1]]
         return self.finish_with(rows, headline(rows), [NOTE])
 
     def _made(self, name: str, densities: Sequence[float] | None) -> list[Mapping[str, Tensor]]:

@@ -33,6 +33,7 @@ from apps.language.seqboat.pieces import (
     RATE,
     Places,
     Study,
+    as_large,
     data_of,
     density_of,
     density_rows,
@@ -113,10 +114,7 @@ def decoder_settings(settings: Mapping[str, Any], context: int) -> dict[str, Any
     own = dict.fromkeys(name for name in settings if name.startswith(MODEL))
     own |= {f"{ARGUMENTS}{name}": value for name, value in arguments.items()}
     own[f"{MODEL}class_path"] = "language.decoder.Decoder"
-    hidden = f"{ARGUMENTS}hidden_dim"
-    counts = [size_of({**settings, **own, hidden: UNIT * units}) for units in (1, 2)]
-    units = 1 + round((size_of(settings) - counts[0]) / (counts[1] - counts[0]))
-    return {**own, hidden: UNIT * max(1, units)}
+    return as_large(settings, own, f"{ARGUMENTS}hidden_dim", UNIT)
 
 
 def trial(piece: Piece, job: Job, places: Places) -> dict[str, float]:

@@ -50,6 +50,22 @@ def size_of(settings: Mapping[str, Any]) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def as_large(
+    settings: Mapping[str, Any], own: Mapping[str, Any], name: str, unit: int = 1
+) -> dict[str, Any]:
+    """Return what differs for another model, with a size that gives it about as many weights.
+
+    Args:
+        settings: Of the model that it is to be as large as.
+        own: What differs from these.
+        name: Of the size.
+        unit: The size is a multiple of it.
+    """
+    counts = [size_of({**settings, **own, name: unit * units}) for units in (1, 2)]
+    units = 1 + round((size_of(settings) - counts[0]) / (counts[1] - counts[0]))
+    return {**own, name: unit * max(1, units)}
+
+
 def data_of(settings: Mapping[str, Any], places: Places) -> Any:
     """Return the data that settings describe, set up.
 

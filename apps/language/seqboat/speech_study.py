@@ -20,6 +20,7 @@ from apps.language.seqboat.pieces import (
     RATE,
     Places,
     Study,
+    as_large,
     data_of,
     density_rows,
     hits,
@@ -32,6 +33,7 @@ from apps.language.seqboat.pieces import (
 from core_gates.errors import GatesError
 from harness.evidence import Resamples, Row, compare, moments
 from harness.experiment import Job, Piece, Run
+from language.seqboat.listops import majority
 from language.seqboat.speech import SpeechData, read_speech
 from language.seqboat.speech_rivals import regression, spectrograms
 
@@ -79,8 +81,9 @@ class SpeechStudy(Study):
                 "one, or leave out --speakers"
             )
         self.held_out: Sequence[str | None] = names if speakers else [self.data.held_out]
-        for name in self.held_out:
-            self._data(name).setup("test")
+        self.parts = {name: self._data(name) for name in self.held_out}
+        for one in self.parts.values():
+            one.setup("test")
 
     def finish(self) -> Path:
         """Make what is missing, compare, and write ``scores.json``."""
@@ -124,9 +127,9 @@ class SpeechStudy(Study):
         return Piece(method, seed, keys, kept)
 
     def _compare(self, made: Mapping[str, Sequence[Sequence[Mapping[str, Tensor]]]]) -> Path:
-        tests = [self._tests(name) for name in self.held_out]
-        labels = [part.labels for part in tests]
-        right = {MAJORITY: [np.concatenate([self._majority(name) for name in self.held_out])]}
+        tests = [data.part("test") for data in self.parts.values()]
+        firsts = [majority(data.part("train"), data.part("test")) for data in self.parts.values()]
+        labels, right = [part.labels for part in tests], {MAJORITY: [np.concatenate(firsts)]}
         for method, seeds in made.items():
             right[method] = [
                 np.concatenate([hits(s[LOGITS], y) for s, y in zip(some, labels, strict=True)])
@@ -154,14 +157,6 @@ class SpeechStudy(Study):
         notes = [NOTE.format(sizes=self._sizes(), chosen=chosen), *[OF_SPEAKERS] * by_speaker]
         return self.finish_with(rows, headline(rows, task), notes)
 
-    def _tests(self, speaker: str | None) -> Any:
-        return self._data(speaker).part("test")
-
-    def _majority(self, speaker: str | None) -> np.ndarray:
-        data = self._data(speaker)
-        label = np.bincount(data.part("train").labels).argmax()
-        return (data.part("test").labels == label).astype(float)
-
     def _data(self, speaker: str | None) -> SpeechData:
         data: SpeechData = data_of({**self.run.settings, f"{DATA}held_out": speaker}, self.places)
         return data
@@ -181,11 +176,7 @@ def convolution_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     kept = (f"{MODEL}init_args.front.", f"{MODEL}init_args.outputs", f"{MODEL}init_args.dropout")
     own = {n: None for n in settings if n.startswith(MODEL) and not n.startswith(kept)}
     own[f"{MODEL}class_path"] = NETWORK  # type: ignore[assignment]
-    counts = [
-        size_of({**settings, **own, f"{MODEL}init_args.num_layers": number}) for number in (1, 2)
-    ]
-    layers = max(1, 1 + round((size_of(settings) - counts[0]) / (counts[1] - counts[0])))
-    return {**own, f"{MODEL}init_args.num_layers": layers}
+    return as_large(settings, own, f"{MODEL}init_args.num_layers")
 
 
 def trial(piece: Piece, job: Job, places: Places) -> dict[str, float]:
