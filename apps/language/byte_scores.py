@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
@@ -132,16 +132,13 @@ def module_of(settings: Mapping[str, Any]) -> LanguageModule:
     Args:
         settings: With names that begin by ``model.``.
     """
-    nested: dict[str, Any] = {}
-    for name, value in settings.items():
-        *parents, last = name.split(".")
-        place = nested
-        for parent in parents if parents[:1] == ["model"] else ():
-            place = place.setdefault(parent, {})
-        place[last] = value
+    nested = Namespace()
+    for name in settings:
+        if name.startswith("model."):
+            nested[name] = settings[name]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(LanguageModule, "model", fail_untyped=False)  # as the command line
-    instances = parser.instantiate_classes(parser.parse_object({"model": nested["model"]}))
+    instances = parser.instantiate_classes(parser.parse_object(nested.as_dict()))
     module: LanguageModule = instances.model
     return module
 

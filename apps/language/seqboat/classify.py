@@ -44,8 +44,7 @@ def classify(
             and their numbers as CSV; none if null.
         overwrite_output: Replace the output if it exists.
     """
-    folder = trained(place, weights)
-    model, record, classes = opened(folder)
+    model, record, classes = opened(trained(place, weights))
     rate, length = (record.settings[f"{DATA}{name}"] for name in ("rate", "length"))
     names = [Path(file).stem for file in files]
     if output is not None:
@@ -54,24 +53,21 @@ def classify(
         require_free(Path(output), overwrite=overwrite_output)
         refuse_strangers(Path(output), [f"{name}.{ending}" for name in names for ending in MADE])
     waves = [read_wave(Path(file), rate) for file in files]
-    sounds = [waveform(samples, length) for samples in waves]
     drawn: list[tuple[str, Any, Any]] = []
-    for file, sound, samples in zip(files, sounds, waves, strict=True):
-        chances, active = activity(model, sound)
-        best = int(chances.argmax())
-        densities = densities_of(active)
+    for file, samples in zip(files, waves, strict=True):
+        chances, active = activity(model, sound := waveform(samples, length))
+        label, chance = classes[int(chances.argmax())], chances.max()
         cut = f"\tfirst {len(sound) / rate:g} s" if len(sound) < len(samples) else ""
-        print(f"{file}\t{classes[best]}\t{chances[best]:.3f}\tattend by layer: {densities}{cut}")
-        title = f"{Path(file).name}: {classes[best]}"
-        drawn.append((Path(file).stem, active, (sound, title, chances[best])))
+        print(f"{file}\t{label}\t{chance:.3f}\tattend by layer: {densities_of(active)}{cut}")
+        drawn.append((Path(file).stem, active, (sound, f"{Path(file).name}: {label}", chance)))
     if output is not None:
         with replacing(Path(output)) as temporary:
             temporary.mkdir()
             for name, active, (sound, title, chance) in drawn:
                 hop = int(record.settings[f"{FRONT}hop"])
                 content = io.BytesIO()
-                figure = activation_figure(sound, active, rate, hop, title, chance)
-                figure.savefig(content, format="png", dpi=150)
+                drawing = activation_figure(sound, active, rate, hop, title, chance)
+                drawing.savefig(content, format="png", dpi=150)
                 write_bytes(temporary / f"{name}.png", content.getvalue())
                 write_text(temporary / f"{name}.csv", table(active, hop / rate))
         print(output)
@@ -96,10 +92,9 @@ def trained(place: Place, weights: str | None) -> Path:
     if weights is not None:
         return Path(weights)
     run = place.run_folder.path
-    for home in (run, SHIPPED / run.name):
-        for pattern in TRAINED:
-            if kept := sorted(home.glob(pattern)):
-                return kept[0]
+    homes = (run, SHIPPED / run.name)
+    for path in (one for home in homes for name in TRAINED for one in sorted(home.glob(name))):
+        return path
     raise GatesError(
         f"{run} has no trained model: run `gates language fit --config "
         f"{place.config}` first, or name a folder by --weights"

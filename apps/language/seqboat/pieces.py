@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import lightning as L
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
@@ -166,8 +166,7 @@ class Study:
         """Write ``scores.json``, print it and how many scores come ready, and return its path."""
         store = self.run.store("scores", Arrays())
         package = store.shipped and store.shipped.parents[1]
-        ready = sum(package in (store.find(piece) or Path()).parents for piece in self.pieces)
-        if ready:
+        if ready := sum(package in (store.find(p) or Path()).parents for p in self.pieces):
             said = f"{ready} of {len(self.pieces)} scores come with the package"
             notes = [*notes, f"{said}; --shipped false trains and scores again."]
             print(notes[-1])
@@ -249,12 +248,8 @@ def hits(logits: Tensor, labels: np.ndarray) -> np.ndarray:
 
 
 def _nested(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
+    nested = Namespace()
     for name, value in settings.items():
         if name.startswith(prefix) and value is not None:  # absent equals null
-            *parents, last = name.removeprefix(prefix).split(".")
-            place = nested
-            for parent in parents:
-                place = place.setdefault(parent, {})
-            place[last] = value
-    return nested
+            nested[name.removeprefix(prefix)] = value
+    return nested.as_dict()

@@ -93,8 +93,10 @@ class SeqBoatTrainer(GatesRunTrainer):
         for split, part in zip(SPLITS, (train, validation, test), strict=True):
             print(f"{split:10}{len(part.inputs):9,} trees{sum(map(len, part.inputs)):14,} tokens")
         print(f"accuracy of the most frequent label: {majority(train, test).mean():.3f}")
-        by_root = majority_by_root(train, test).mean()
-        print(f"accuracy of the most frequent label by operator at the root: {by_root:.3f}")
+        print(
+            "accuracy of the most frequent label by operator at the root: "
+            f"{majority_by_root(train, test).mean():.3f}"
+        )
         print(folder)
 
     def evaluate(
@@ -201,8 +203,8 @@ class SeqBoatCLI(GatesRunCLI):
 
     def keep(self, run: Run, piece: Piece, objects: Sequence[str], path: Any) -> Any:
         """Keep the state of the model where ``evaluate`` and ``classify`` find it."""
-        state = load_weights(path)["state_dict"]
-        weights = {n.removeprefix("model."): v for n, v in state.items()}
+        state = load_weights(path)["state_dict"].items()
+        weights = {name.removeprefix("model."): value for name, value in state}
         return run.store("weights", Arrays()).keep(
             piece, weights, objects=objects, classes=list(getattr(self.datamodule, "classes", ()))
         )
