@@ -1,5 +1,7 @@
 """Rules that stand in for the learned gate of a layer: all tokens, none, or random ones."""
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -10,22 +12,28 @@ from core_gates.errors import check_at_least
 class RuleActivation(nn.Module):
     """Activate a fixed fraction of the tokens, with confidence 1.
 
-    In training, tokens are drawn again for every sequence. In evaluation the draw depends on the
-    place of a token alone, so that the others of a batch change nothing; single tokens have none.
+    Tokens are drawn for every sequence; single tokens have none. In evaluation the same batches in
+    the same order get the same draws, from each time on that evaluation mode is set.
 
     Args:
         density: Fraction of the tokens; 1 for all, 0 for none.
+        layer: Number of the layer, each of which draws others in evaluation.
 
     Raises:
         ValueError: ``density`` is not between 0 and 1.
     """
 
-    def __init__(self, density: float) -> None:
+    def __init__(self, density: float, layer: int = 0) -> None:
         super().__init__()
         check_at_least(0, density=density)
         if density > 1:
             raise ValueError(f"density must be at most 1, got {density}")
-        self.density = density
+        self.density, self.layer, self._batches = density, layer, 0
+
+    def train(self, mode: bool = True) -> Self:
+        """Choose training or evaluation, whose draws then begin again."""
+        self._batches = 0
+        return super().train(mode)
 
     def forward(self, x: Tensor, *, padding_mask: Tensor | None = None) -> TokenActivation:
         """Decide for tokens ``x`` (B, T, D), never for padding (B, T).
@@ -38,8 +46,9 @@ class RuleActivation(nn.Module):
         if self.training:
             drawn = torch.rand(x.shape[:-1], device=x.device)
         else:
-            places = torch.Generator().manual_seed(0)
-            drawn = torch.rand(x.shape[-2], generator=places).to(x.device).expand(x.shape[:-1])
+            draws = torch.Generator().manual_seed(self.layer + 1000 * self._batches)
+            drawn = torch.rand(x.shape[:-1], generator=draws).to(x.device)
+            self._batches += 1
         mask = drawn < self.density
         if padding_mask is not None:
             mask = mask & ~padding_mask

@@ -105,8 +105,9 @@ class SeqBoat(nn.Module):
             )
             for _ in range(num_layers)
         )  # fmt: skip
-        for layer, density in zip(self.blocks, densities or (), strict=densities is not None):
-            layer.configurator = cast(nn.Module, RuleActivation(density))  # type: ignore[assignment]
+        for number, density in enumerate(densities or ()):
+            rule = cast(nn.Module, RuleActivation(density, number))
+            self.blocks[number].configurator = rule  # type: ignore[assignment]
         self.norm = _norm(norm, dim) if prenorm else nn.Identity()
         sizes = [dim, outputs] if head_dim is None else [dim, head_dim, outputs]
         linears = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]

@@ -157,12 +157,12 @@ def test_rules_stand_in_for_the_gate():
                 model(x, padding_mask=mask)
             assert not passes[0].active[:, mask].any()
             assert passes[0].density.sub(density).abs().max() <= (0.06 if 0 < density < 1 else 0)
-    rule = RuleActivation(0.5).eval()
-    first, confidence = rule(torch.zeros(3, 50, 2))
-    assert torch.equal(first[0], first[2])
+    rule, x = RuleActivation(0.5), torch.zeros(3, 50, 2)
+    first, confidence = rule.eval()(x)
     assert torch.equal(confidence, first.float())
-    drawn = rule.train()(torch.zeros(3, 50, 2)).mask
-    assert not torch.equal(drawn[0], drawn[2])
+    drawn = [first, rule(x).mask, RuleActivation(0.5, layer=1).eval()(x).mask, rule.train()(x).mask]
+    assert len({tuple(row) for mask in drawn for row in mask.tolist()}) == 12  # all different
+    assert torch.equal(rule.eval()(x).mask, first)
 
 
 def test_frames_cover_every_sample_and_no_more():
