@@ -158,6 +158,8 @@ def test_rouge_takes_the_union_of_subsequences_and_counts_no_word_twice():
     assert rouge_lsum(two, ["w1 w2 w3 w4 w5"]) == pytest.approx(expected, abs=1e-12)
     assert rouge_lsum("w1 w2", ["w1 w2\nw1 w2"]) == pytest.approx(2 / 3, abs=1e-12)
     assert rouge_lsum("The CAT, sat!", ["the cat-sat"]) == 1
+    found = rouge_lsum("b a\na", ["a b"])  # of "b a", the package takes the a that is found again
+    assert found == pytest.approx(0.4, abs=1e-12)
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=7), st.lists(st.sampled_from("abc"), max_size=7))
