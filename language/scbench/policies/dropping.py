@@ -20,8 +20,8 @@ ROWS = 128
 def window_attention(layer: LayerState, queries: Tensor, keys: Tensor) -> Tensor:
     """Return the attention (B, K, H / K, w, T) of the last w of T tokens, in float32."""
     window, length = queries.shape[2], keys.shape[2]
-    grouped = queries.unflatten(1, (keys.shape[1], -1))
-    scores = (grouped @ keys.unsqueeze(2).mT).float() * layer.scale
+    grouped = queries.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)  # keys are not repeated
+    scores = (grouped @ keys.mT).float().unflatten(2, (-1, window)) * layer.scale
     future = torch.ones(window, length, dtype=torch.bool, device=keys.device)
     return scores.masked_fill_(future.triu_(length - window + 1), -torch.inf).softmax(-1)
 

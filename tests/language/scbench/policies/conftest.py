@@ -84,3 +84,20 @@ def masked():
         return model(tokens, use_cache=False).logits
 
     return read
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    """``watch(policy, "prefill")``: what a method will have returned, by layer."""
+
+    def start(policy, method):
+        returned, call = {}, getattr(type(policy), method)
+
+        def watched(self, layer, *tensors):
+            returned[layer.index] = call(self, layer, *tensors)
+            return returned[layer.index]
+
+        monkeypatch.setattr(type(policy), method, watched)
+        return returned
+
+    return start

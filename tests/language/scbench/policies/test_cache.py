@@ -54,17 +54,9 @@ def test_a_batch_padded_on_the_left_is_its_prompts_one_by_one(
     ("name", "options"),
     [*[(name, {}) for name in DROPPING], *[(name, {"variant": "published"}) for name in PUBLISHED]],
 )
-def test_dropped_tokens_are_those_of_a_mask(
-    name, options, tiny, tokens, small, masked, monkeypatch
-):
-    model, policy, length, kept = tiny().double(), small(name, **options), 60, {}
-    prefill = type(policy).prefill
-
-    def watched(self, layer, *tensors):
-        kept[layer.index] = prefill(self, layer, *tensors)
-        return kept[layer.index]
-
-    monkeypatch.setattr(type(policy), "prefill", watched)
+def test_dropped_tokens_are_those_of_a_mask(name, options, tiny, tokens, small, masked, watch):
+    model, policy, length = tiny().double(), small(name, **options), 60
+    kept = watch(policy, "prefill")
     cache = policy.make_cache(model)
     model(tokens[:, :length], cache=cache)
     new = torch.cat(
@@ -163,11 +155,10 @@ def test_a_model_without_its_cache_is_plain_again(tiny, tokens, small):
     model = tiny()
     plain, mask = model(tokens).logits, padded(tokens, 7)
     hidden = model(tokens, attention_mask=mask).logits
-    small("snapkv").make_cache(model)
+    for name in ("snapkv", "streaming"):
+        small(name).make_cache(model)
     assert torch.equal(model(tokens).logits, plain)
     assert torch.equal(model(tokens, attention_mask=mask).logits, hidden)
-    assert len(model.model.layers[0].self_attn._forward_pre_hooks) == 1
-    small("streaming").make_cache(model)
     assert len(model.model.layers[0].self_attn._forward_pre_hooks) == 1
 
 
@@ -220,11 +211,10 @@ def test_caches_of_other_kinds_are_refused_by_name(family, settings, message, ti
 def test_encoders_and_what_is_no_language_model_are_refused(tiny):
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     bert = transformers.BertModel(transformers.BertConfig(**sizes, intermediate_size=32))
-    for policy in (policy_of("full"), policy_of("snapkv")):
-        with pytest.raises(GatesError, match="is an encoder, expected a decoder"):
-            policy.make_cache(bert)
-        with pytest.raises(GatesError, match="not a model of transformers"):
-            policy.make_cache(torch.nn.Linear(2, 2))
+    with pytest.raises(GatesError, match="is an encoder, expected a decoder"):
+        policy_of("full").make_cache(bert)
+    with pytest.raises(GatesError, match="not a model of transformers"):
+        policy_of("snapkv").make_cache(torch.nn.Linear(2, 2))
     assert cache_argument(tiny()) == "cache"
     with pytest.raises(GatesError, match="takes no cache"):
         cache_argument(transformers.ViTModel(transformers.ViTConfig(**sizes, intermediate_size=32)))

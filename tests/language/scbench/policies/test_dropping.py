@@ -42,24 +42,17 @@ def golden():
 
 
 @pytest.mark.parametrize("theirs", SEVEN)
-def test_seven_policies_of_kvpress(theirs, golden, monkeypatch):
+def test_seven_policies_of_kvpress(theirs, golden, watch):
     model, vectors, meta = golden
     name, options = SEVEN[theirs]
-    policy, seen = policy_of(name, keep=1 - meta["compression_ratio"], **options), {}
-    prefill = type(policy).prefill
-
-    def watched(self, layer, *tensors):
-        seen[layer.index] = self.scores(layer, *tensors), prefill(self, layer, *tensors)
-        return seen[layer.index][1]
-
-    monkeypatch.setattr(type(policy), "prefill", watched)
+    policy = policy_of(name, keep=1 - meta["compression_ratio"], **options)
+    scores, kept = watch(policy, "scores"), watch(policy, "prefill")
     cache = policy.make_cache(model)
     logits = model(vectors["input_ids"], cache=cache).logits
     assert_close(logits, vectors["logits"], rtol=1e-4, atol=1e-4)
-    for layer, (scores, kept) in seen.items():
-        assert_close(scores, vectors[f"{theirs}.score.{layer}"], rtol=0, atol=1e-5)
-        assert torch.equal(kept[0], vectors[f"{theirs}.kept.{layer}"])
-    assert sorted(seen) == [0, 1, 2]
+    for layer in range(3):
+        assert_close(scores[layer], vectors[f"{theirs}.score.{layer}"], rtol=0, atol=1e-5)
+        assert torch.equal(kept[layer][0], vectors[f"{theirs}.kept.{layer}"])
     new = model(torch.tensor([[meta["next_token"]]]), cache=cache).logits
     assert cache.get_seq_length() == meta["next_position"] + 1
     assert_close(new, vectors[f"{theirs}.next_logits"], rtol=0, atol=1e-4)
