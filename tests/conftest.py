@@ -9,6 +9,9 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import settings
 
+# Else each of some hundred processes compiles the tree again, and each worker rewrites assertions.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, when triton is first imported
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -159,7 +162,22 @@ def same_checkpoint(_harness):
     return _harness["assert_same_checkpoint"]
 
 
+class Backwards(pytest.Dir):
+    """A folder whose last file is imported first."""
+
+    def collect(self):
+        return reversed([*super().collect()])
+
+
+def pytest_collect_directory(path, parent):
+    """Two workers begin at the two ends: each reads half of the bytecode that the other writes."""
+    if os.environ.get("PYTEST_XDIST_WORKER") == "gw1":
+        return Backwards.from_parent(parent, path=path)
+    return None
+
+
 def pytest_configure(config):
+    config.option.loadscopereorder = False  # files run in the order given below
     config.pluginmanager.register(
         runpy.run_path(str(HERE / "fixtures" / "cost.py"))["CostOfTests"]()
     )
@@ -176,6 +194,8 @@ def pytest_unconfigure():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
+    """Files that start commands come first, so that no long one is left for one core at the end."""
+    items.sort(key=lambda item: (item.path.relative_to(HERE).parts[0] not in COMMANDS, item.path))
     cases = {}
     for item in items:
         if {"ranks", "two_ranks"} & set(getattr(item, "fixturenames", ())):
