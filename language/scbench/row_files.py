@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from core_gates.errors import GatesError, MissingExtraError, check_option
 from harness.files import replacing
-from harness.files.texts import read_utf8, unreadable
+from harness.files.texts import read_utf8
 from language.scbench.row import PREFIX, TASKS, Answer, Origin, Row, Turn
 
 CONFIGS = (PREFIX, "multi_turn_")
 """What precedes the name of a task in the names of files and folders; the second is the older."""
 
 OPTIONS = 4
+HALF = re.compile("[\ud800-\udfff]")
+"""Half of a character of two parts, which JSON can have and UTF-8 cannot."""
+
 ROW_FIELDS = ("id", "context", "input", "multi_turns", "origin", "new_tokens")
 TURN_FIELDS = ("input", "answer", "options", "task", "depth")
 
@@ -42,14 +46,13 @@ def read_rows(path: Path, task: str) -> list[Row]:
     for file in _files_of(path, task) if path.is_dir() else [path]:
         for place, record in (_parquet if file.suffix == ".parquet" else _json_lines)(file):
             row = _row(record, task, place, len(rows))
-            if row.id in rows:
-                raise GatesError(
-                    f"{place}: id {row.id} is that of an earlier row: give each row its own, or"
-                    " none of them an id"
-                )
+            _require(
+                row.id not in rows,
+                f"{place}: id {row.id} is that of an earlier row: give each row its own, or none of"
+                " them an id",
+            )
             rows[row.id] = row
-    if not rows:
-        raise GatesError(f"{path} holds no rows: get the file of {PREFIX}{task} again")
+    _require(rows, f"{path} holds no rows: get the file of {PREFIX}{task} again")
     return list(rows.values())
 
 
@@ -87,22 +90,21 @@ def _files_of(folder: Path, task: str) -> list[Path]:
     found: dict[str, list[Path]] = {}
     for config in (f"{prefix}{task}" for prefix in CONFIGS):
         for name in (f"{config}.jsonl", f"{config}/test*.parquet", f"{config}/train*.parquet"):
-            for pattern in (name, f"data/{name}"):
-                if paths := sorted(folder.glob(pattern)):
-                    found[pattern] = paths
-    if not found:
-        raise GatesError(
-            f"{folder} has neither {PREFIX}{task}.jsonl nor {PREFIX}{task}/test-*.parquet: give the"
-            " folder of a copy of microsoft/SCBench"
-        )
-    if len(found) > 1:
-        first, second = (paths[0] for paths in list(found.values())[:2])
-        raise GatesError(f"{first} and {second} are both of {task}: remove one of them")
-    paths = next(iter(found.values()))
-    parts = paths[0].stem.rpartition("-of-")[2]
-    if parts.isdigit() and len(paths) != int(parts):
-        raise GatesError(f"{paths[0]} is one of {int(parts)} parts, {len(paths)} found: get all")
-    return paths
+            found |= {where: sorted(folder.glob(where)) for where in (name, f"data/{name}")}
+    groups = [paths for paths in found.values() if paths]
+    _require(
+        groups,
+        f"{folder} has neither {PREFIX}{task}.jsonl nor {PREFIX}{task}/test-*.parquet: give the"
+        " folder of a copy of microsoft/SCBench",
+    )
+    first, last = groups[0][0], groups[-1][0]
+    _require(len(groups) == 1, f"{first} and {last} are both of {task}: remove one of them")
+    parts, number = first.stem.rpartition("-of-")[2], len(groups[0])
+    _require(
+        not parts.isdigit() or int(parts) == number,
+        f"{first} is one of {parts.lstrip('0')} parts, {number} found: get all",
+    )
+    return groups[0]
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -134,13 +136,9 @@ def _pyarrow() -> tuple[Any, Any]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield place and content of each row, which lacks the fields that are null."""
+    """Yield place and content of each row."""
     pa, pq = _pyarrow()
     number = 0
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise unreadable(path, error) from error
     try:
         with pq.ParquetFile(path) as table:
             for batch in table.iter_batches(batch_size=1):
@@ -155,31 +153,37 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _row(record: Any, task: str, place: str, number: int) -> Row:
     """Return a row that is whole."""
-    if not isinstance(record, dict):
-        raise GatesError(f"{place}: it is {_kind(record)}, expected an object with a context")
-    record = {name: value for name, value in record.items() if value is not None}
-    turns = record.get("multi_turns")
-    if not isinstance(turns, list) or not turns:
-        raise GatesError(
-            f"{place}: multi_turns is {'empty' if turns == [] else _kind(turns)}, expected a list"
-            " of at least one question"
-        )
-    identity = record.get("id", number)
-    if isinstance(identity, bool) or not isinstance(identity, int):
-        raise GatesError(f"{place}: id is {_kind(identity)}, expected an integer")
+    record = _fields(record, place, "a context")
+    turns, identity = record.get("multi_turns"), record.get("id", number)
     origin, new_tokens = record.get("origin", "file"), record.get("new_tokens")
-    if origin not in get_args(Origin):
-        raise GatesError(f"{place}: origin is {origin!r}, expected {' or '.join(get_args(Origin))}")
-    if new_tokens is not None and not (isinstance(new_tokens, int) and new_tokens > 0):
-        raise GatesError(f"{place}: new_tokens is {new_tokens!r}, expected a positive integer")
+    _require(
+        isinstance(turns, list) and turns,
+        f"{place}: multi_turns is {'empty' if turns == [] else _kind(turns)}, expected a list of at"
+        " least one question",
+    )
+    _require(type(identity) is int, f"{place}: id is {_kind(identity)}, expected an integer")
+    _require(
+        origin in get_args(Origin),
+        f"{place}: origin is {origin!r}, expected {' or '.join(get_args(Origin))}",
+    )
+    _require(
+        new_tokens is None or (type(new_tokens) is int and new_tokens > 0),
+        f"{place}: new_tokens is {new_tokens!r}, expected a positive integer",
+    )
     extra = {name: value for name, value in record.items() if name not in ROW_FIELDS}
-    if "repoqa" in (task, *TASKS[task].parts):
-        for name in ("lang", "repo"):
-            _text(extra.get(name), name, place)
+    for name in ("lang", "repo") if "repoqa" in (task, *TASKS[task].parts) else ():
+        _text(extra.get(name), name, place)
+    context = record.get("context", record.get("input"))
+    if task == "mf":
+        _require(
+            isinstance(context, list) and context and {type(n) for n in context} == {int},
+            f"{place}: context is {_kind(context)}, expected a list of integers for Math.Find",
+        )
+        context = str(context)
     return Row(
         task,
         identity,
-        _context(record, task, place),
+        _text(context, "context", place),
         tuple(_turn(turn, task, f"{place}, turn {n}") for n, turn in enumerate(turns, 1)),
         extra,
         origin,
@@ -187,77 +191,71 @@ def _row(record: Any, task: str, place: str, number: int) -> Row:
     )
 
 
-def _context(record: Mapping[str, Any], task: str, place: str) -> str:
-    """Return the context of a row; numbers as Python prints a list of them."""
-    name = "context" if "context" in record else "input"
-    context = record.get(name)
-    if task != "mf":
-        return _text(context, "context", place)
-    if not isinstance(context, list) or not context or any(type(n) is not int for n in context):
-        raise GatesError(
-            f"{place}: context is {_kind(context)}, expected a list of integers for Math.Find"
-        )
-    return str(context)
-
-
 def _turn(turn: Any, task: str, place: str) -> Turn:
     """Return a turn that is whole."""
-    if not isinstance(turn, dict):
-        raise GatesError(f"{place}: it is {_kind(turn)}, expected an object with input and answer")
-    turn = {name: value for name, value in turn.items() if value is not None}
-    part: str | None = None
+    turn = _fields(turn, place, "input and answer")
+    part, depth, options = None, turn.get("depth"), turn.get("options", [])
     if parts := TASKS[task].parts:
         part = _text(turn.get("task"), "task", place).removeprefix(PREFIX)
-        if part not in parts:
-            names = f" or {PREFIX}".join(parts)
-            raise GatesError(f"{place}: task is {part!r}, expected {PREFIX}{names}")
+        names = f" or {PREFIX}".join(parts)
+        _require(part in parts, f"{place}: task is {part!r}, expected {PREFIX}{names}")
     extra = {name: value for name, value in turn.items() if name not in TURN_FIELDS}
     if (part or task) == "repoqa":
         _text(extra.get("name"), "name", place)
-    depth = turn.get("depth")
-    if depth is not None and not (isinstance(depth, (int, float)) and 0 <= depth <= 1):
-        raise GatesError(f"{place}: depth is {depth!r}, expected a number from 0 to 1")
-    answer, options = _answer(turn.get("answer"), part or task, place), turn.get("options", [])
-    if not isinstance(options, list):
-        raise GatesError(f"{place}: options is {_kind(options)}, expected a list")
+    _require(
+        depth is None or (isinstance(depth, (int, float)) and 0 <= depth <= 1),
+        f"{place}: depth is {depth!r}, expected a number from 0 to 1",
+    )
+    answer = _answer(turn.get("answer"), part or task, place)
+    _require(isinstance(options, list), f"{place}: options is {_kind(options)}, expected a list")
     options = tuple(_text(option, "an option", place) for option in options)
-    if task == "choice_eng" and (len(options) != OPTIONS or answer not in options):
-        raise GatesError(
-            f"{place}: {len(options)} options, {'with' if answer in options else 'without'} the"
-            f" answer, expected {OPTIONS} with the answer"
-        )
+    _require(
+        task != "choice_eng" or (len(options) == OPTIONS and answer in options),
+        f"{place}: {len(options)} options, {'with' if answer in options else 'without'} the answer,"
+        f" expected {OPTIONS} with the answer",
+    )
     return Turn(_text(turn.get("input"), "input", place), answer, options, part, depth, extra)
 
 
 def _answer(answer: Any, task: str, place: str) -> Answer:
     """Return an answer: an integer of Math.Find, names of Retr.MultiHop, otherwise text."""
-    if answer is None or answer in ("", []):
-        raise GatesError(f"{place} has no answer: get the file again, nothing can be scored")
+    _require(
+        answer not in (None, "", []),
+        f"{place} has no answer: get the file again, nothing can be scored",
+    )
     if task == "mf":
         number = answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
-        if isinstance(number, float) and number.is_integer():
-            return int(number)
-        if type(number) is not int:
-            raise GatesError(f"{place}: answer is {_kind(answer)}, expected an integer")
-        return number
+        _require(type(number) is int, f"{place}: answer is {_kind(answer)}, expected an integer")
+        return int(number)
     if isinstance(answer, list):
         return tuple(_text(text, "an answer", place) for text in answer)
-    if task == "vt":
-        raise GatesError(f"{place}: answer is {_kind(answer)}, expected a list of names")
+    _require(task != "vt", f"{place}: answer is {_kind(answer)}, expected a list of names")
     return _text(answer, "answer", place)
+
+
+def _fields(record: Any, place: str, expected: str) -> dict[str, Any]:
+    """Return the fields of an object that are not null."""
+    _require(
+        isinstance(record, dict),
+        f"{place}: it is {_kind(record)}, expected an object with {expected}",
+    )
+    return {name: value for name, value in record.items() if value is not None}
 
 
 def _text(value: Any, name: str, place: str) -> str:
     """Return what must be text that is not empty."""
-    if not isinstance(value, str) or not value:
-        raise GatesError(f"{place}: {name} is {_kind(value)}, expected text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise GatesError(
-            f"{place}: {name} has half a character at {error.start + 1}: write the file as UTF-8"
-        ) from error
-    return value
+    _require(isinstance(value, str) and value, f"{place}: {name} is {_kind(value)}, expected text")
+    half = HALF.search(value)
+    _require(
+        half is None,
+        f"{place}: {name} has half a character at {half and half.start() + 1}: write it as UTF-8",
+    )
+    return str(value)
+
+
+def _require(holds: object, message: str) -> None:
+    if not holds:
+        raise GatesError(message)
 
 
 def _kind(value: Any) -> str:

@@ -12,8 +12,9 @@ from core_gates.errors import GatesError
 TURNS = 5
 TOLERANCE = 0.02
 ASKED = 0.5  # of a context at most, where what is asked for differs in length
-TRIES = 12  # of other pieces, where the first do not add up to the length
-LAST = 24  # pieces that are tried as the last one
+FIRST = 4  # pieces, from which their size is estimated
+TRIES = 150  # of another last piece, where it makes the context too long
+LAST = 15  # of these with the same pieces before it
 Piece = TypeVar("Piece")
 Tokens = Callable[[str], int]
 """Returns the number of tokens of a text."""
@@ -25,66 +26,35 @@ def fit(
     """Return pieces whose text is as long as asked for, within 2 %.
 
     Args:
-        pieces: All that may be taken, in this order.
+        pieces: What may be taken, in this order.
         text: Returns the text of pieces, with all else of the context.
         length: Tokens of the text.
         tokens: Counts them.
 
     Raises:
-        GatesError: There are too few pieces, or no number of them comes that close.
+        GatesError: There are too few pieces, or their number never comes that close.
     """
-    drawn: list[Piece] = []
-    closest = 0
-
-    def counted(chosen: Sequence[Piece]) -> int:
-        nonlocal closest
+    chosen = list[Piece]()
+    empty = closest = count = tokens(text(chosen))
+    left = TRIES
+    while abs(count - length) > TOLERANCE * length:
+        size = max(1.0, (count - empty) / max(1, len(chosen)))
+        if count > length:  # try others as the last, now and then with another one less
+            left -= 1
+            excess = 1 + int((count - length) / size) + (left % LAST == 0)
+            del chosen[max(0, len(chosen) - excess) :]
+            count = tokens(text(chosen))
+        number = 0.9 * (length - count) / size if chosen else FIRST
+        more = list(islice(pieces, max(1, int(number))))
+        if not more or not left or empty > length:
+            raise GatesError(
+                f"no context has {length} tokens, the closest has {closest}: it is made of whole"
+                " pieces, of which there may be too few; give another length"
+            )
+        chosen += more
         count = tokens(text(chosen))
-        if abs(count - length) < abs(closest - length):
-            closest = count
-        return count
-
-    def first(number: int) -> list[Piece]:
-        drawn.extend(islice(pieces, max(0, number - len(drawn))))
-        return drawn[:number]
-
-    for _ in range(TRIES):
-        chosen = _below(first, counted, length)
-        if abs(counted(chosen) - length) <= TOLERANCE * length:
-            return chosen
-        for last in first(len(chosen) + LAST)[len(chosen) :]:
-            if abs(counted([*chosen, last]) - length) <= TOLERANCE * length:
-                return [*chosen, last]
-        del drawn[: max(1, len(chosen))]
-    raise GatesError(
-        f"no context has {length} tokens, the closest has {closest}: it is made of whole pieces, of"
-        " which there may be too few; give another length"
-    )
-
-
-def _below(
-    first: Callable[[int], list[Piece]], counted: Callable[[Sequence[Piece]], int], length: int
-) -> list[Piece]:
-    """Return as many pieces as possible whose text is not too long; it grows about evenly."""
-    low, high = 0, 8  # the first is not too long, the second is not known not to be
-    low_count, high_count = counted([]), 0
-    while True:
-        chosen = first(high)
-        high_count = counted(chosen)
-        if high_count > length:
-            break
-        low, low_count = len(chosen), high_count
-        if len(chosen) < high:
-            return chosen
-        high = max(high + 1, round(1.02 * high * length / max(1, high_count)))
-    while high - low > 1:
-        share = (length - low_count) / max(1, high_count - low_count)
-        middle = min(high - 1, max(low + 1, low + int(share * (high - low))))
-        count = counted(first(middle))
-        if count > length:
-            high, high_count = middle, count
-        else:
-            low, low_count = middle, count
-    return first(low)
+        closest = min(closest, count, key=lambda number: abs(number - length))
+    return chosen
 
 
 def short_ones(
