@@ -17,6 +17,11 @@ from language.scbench.row import TASKS, Answer, Row, Turn
 Mode = Literal["turns", "requests"]
 MARKER = "CUTCUTCUT"
 SUMMARY_OPENING = "This paper"
+QUESTIONS = {
+    "qa_eng": "Question: {0}\nAnswer:",
+    "qa_chn": "问题：{0}\n答案：",
+    "choice_eng": "Question: {0}\nA. {1}\nB. {2}\nC. {3}\nD. {4}\n\n{article} correct answer is",
+}
 REQUESTS_MARGIN = 1000  # tokens that the published program leaves for the question of a request
 
 
@@ -119,18 +124,16 @@ class _Prompts:
             text = f"{self._asked(turn)}\n\n{self.row.context}\n\n{turn.input}"
         else:
             text = f"{self._context()}\n\n{self._question(turn, 'The the')}"
-        return self._first("".join(self._split(_user(f"{MARKER}{text}"))) if self.chat else text)
+        text = "".join(self._split(_user(MARKER + text))) if self.chat else text
+        return self._tokens(text, first=True)
 
     def after_golden_answer(
         self, answer: str, turn: Turn
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the tokens of a golden answer and of the question after it, encoded as one."""
-        if self.chat:
-            text = answer + self._end_and_question(turn)
-        else:
-            text = f"{answer}\n\n{self._question(turn, 'The letter of the')}"
-        both, alone = self._tokens(text), self._tokens(answer)
-        same = (pair[0] == pair[1] for pair in zip(both, alone, strict=False))
+        plain = f"\n\n{self._question(turn, 'The letter of the')}"
+        both = self._tokens(answer + (self._end_and_question(turn) if self.chat else plain))
+        same = (a == b for a, b in zip(both, self._tokens(answer), strict=False))
         length = sum(takewhile(bool, same))  # the last token may reach into what follows
         return both[:length], both[length:]
 
@@ -144,12 +147,12 @@ class _Prompts:
     def shared_context(self) -> tuple[int, ...]:
         """Return the tokens of what all requests share; of Math.Find with the first question."""
         text = f"{self.row.turns[0].input}\n\n" * (self.row.task == "mf") + self._context()
-        return self._first(self._split(_user(f"{text}{MARKER}"))[0] if self.chat else text)
+        return self._tokens(self._split(_user(text + MARKER))[0] if self.chat else text, first=True)
 
     def request(self, turn: Turn) -> tuple[int, ...]:
         """Return the tokens of a question, which follow those of the context immediately."""
         text = self._question(turn, "The the")
-        return self._tokens(self._split(_user(f"{MARKER}{text}"))[1] if self.chat else text)
+        return self._tokens(self._split(_user(MARKER + text))[1] if self.chat else text)
 
     def _context(self) -> str:
         instruction = TASKS[self.row.task].instruction
@@ -157,16 +160,9 @@ class _Prompts:
 
     def _question(self, turn: Turn, article: str) -> str:
         """Return a question; of En.MultiChoice ``article`` differs between places as published."""
-        if self.row.task == "mf":
-            return f"{self._asked(turn)}\n\n{turn.input}"
-        if self.row.task == "qa_eng":
-            return f"Question: {turn.input}\nAnswer:"
-        if self.row.task == "qa_chn":
-            return f"问题：{turn.input}\n答案："
-        if self.row.task == "choice_eng":
-            options = "".join(f"{x}. {o}\n" for x, o in zip("ABCD", turn.options, strict=True))
-            return f"Question: {turn.input}\n{options}\n{article} correct answer is"
-        return turn.input
+        asked = f"{self._asked(turn)}\n\n" if self.row.task == "mf" else ""
+        form = QUESTIONS.get(self.row.task, "{0}")
+        return asked + form.format(turn.input, *turn.options, article=article)
 
     def _asked(self, turn: Turn) -> str:
         """Return what a question of Math.Find asks for: "The … is" becomes "What is the …?"."""
@@ -204,12 +200,9 @@ class _Prompts:
             )
         return before, after
 
-    def _first(self, text: str) -> tuple[int, ...]:
-        """Return the tokens of the first text; a chat template brings those at the beginning."""
-        return self._tokens(text, special=not self.chat)
-
-    def _tokens(self, text: str, *, special: bool = False) -> tuple[int, ...]:
-        encoded = self.tokenizer(text, add_special_tokens=special, verbose=False)
+    def _tokens(self, text: str, *, first: bool = False) -> tuple[int, ...]:
+        """Return the tokens of a text; a chat template brings those at the beginning itself."""
+        encoded = self.tokenizer(text, add_special_tokens=first and not self.chat, verbose=False)
         return tuple(encoded["input_ids"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -61,12 +62,7 @@ def generate(
     def tokens(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    rows = []
-    for number in range(count):
-        if task == "kv":
-            draws = Random(f"{seed} {task} {form} {number}")
-            rows.append(kv_row(number, draws, length, tokens, form, symbols))
-        else:
-            draws = Random(f"{seed} {task} {number}")
-            rows.append(GENERATORS[task](number, draws, length, tokens))
-    return rows
+    make = GENERATORS.get(task, partial(kv_row, form=form, symbols=symbols))
+    name = f"{task} {form}" if task == "kv" else task
+    draws = (Random(f"{seed} {name} {number}") for number in range(count))
+    return [make(number, of_row, length, tokens) for number, of_row in enumerate(draws)]
