@@ -151,9 +151,10 @@ def data_of(settings: Mapping[str, Any], places: Places) -> LanguageDataModule:
         places: Where the corpus and the tokenizer are.
     """
     data_settings = {
-        n.removeprefix("data."): v for n, v in settings.items() if n.startswith("data.")
+        name.removeprefix("data."): value
+        for name, value in settings.items()
+        if name.startswith("data.") and name != "data.digest"
     }
-    data_settings.pop("digest", None)
     data = LanguageDataModule(**data_settings, **places, seed=settings.get("seed") or 0)
     data.prepare_data()
     data.setup("fit")
@@ -166,8 +167,7 @@ def train_decoder(piece: Piece, job: Job, places: Places) -> tuple[Decoder, Toke
     data, module = data_of(piece.settings, places), module_of(piece.settings)
     trainer_settings = {
         n.removeprefix("trainer."): v for n, v in piece.settings.items() if n.startswith("trainer.")
-    }
-    trainer_settings |= {name: piece.get(f"checkpoint.{name}") for name in ("monitor", "mode")}
+    } | {name: piece.get(f"checkpoint.{name}") for name in ("monitor", "mode")}
     job.note(objects=data.training_objects())
     job.fit(module, data, ticks="steps", **trainer_settings)
     return module.model, data.shards.tokenizer

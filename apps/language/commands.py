@@ -143,18 +143,13 @@ def _study(arguments: Sequence[str]) -> str:
 
 def _of_seqboat(arguments: Sequence[str]) -> bool:
     """Return whether the configuration, or that of the run to be resumed, describes a SeqBoat."""
-    named = {
-        option: [value for _, value in values(arguments, words)]
-        for option, words in (
-            ("config", ["--config", "-c"]),
-            ("name", ["--name"]),
-            ("root", ["--root"]),
-        )
-    }
-    name, root = [*named["name"], "default"][0], [*named["root"], "runs"][0]
-    path = RunFolder("language", name, root).config
-    if named["config"] and named["config"][-1]:
-        path = find_config(named["config"][-1], "language")
+    name, root = (
+        next((value for _, value in values(arguments, [option])), usual)
+        for option, usual in (("--name", "default"), ("--root", "runs"))
+    )
+    config = ["", *(value for _, value in values(arguments, ["--config", "-c"]))][-1]
+    run = RunFolder("language", name, root)
+    path = find_config(config, "language") if config else run.config
     return path.is_file() and PACKAGE in str(read_config(path).get("model"))
 
 

@@ -57,9 +57,8 @@ class LraData(SequenceData):
             return {split: trees_of(some) for split, some in lines.items()}
         self.classes = sorted({line.target for line in lines["train"]}, key=lambda c: (len(c), c))
         labels = {name: number for number, name in enumerate(self.classes)}
-        words: set[str] = set()
-        if self.kind == "symbols":
-            words = {word for line in lines["train"] for word in line.source.split()}
+        read = lines["train"] if self.kind == "symbols" else []
+        words = {word for line in read for word in line.source.split()}
         numbers = {word: number for number, word in enumerate(sorted(words), 1)}
         self.symbols = {"symbols": 1 + len(words), "bytes": 257}.get(self.kind, 0)
         return {

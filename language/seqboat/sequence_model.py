@@ -94,8 +94,8 @@ class SeqBoat(nn.Module):
         if densities is not None and len(densities) != num_layers:
             raise ValueError(f"densities has {len(densities)} numbers for {num_layers} layers")
         dim = front.dim
-        self.front, self.causal, self.vocab_size = front, causal, outputs
-        self.context = ENDLESS
+        self.front, self.causal = front, causal
+        self.vocab_size, self.context = outputs, ENDLESS
         self.layers = nn.ModuleList(
             SeqBoatLayer(
                 dim, key_dim, hidden_dim, num_states=num_states, window=window, causal=causal,

@@ -272,16 +272,14 @@ class SpeechData(SequenceData):
         pairs = [*zip(recordings, split_of(recordings, self.held_out), strict=True)]
         if missing := {*self.classes} - {r.label for r, of in pairs if of == "train"}:
             raise GatesError(f"no recording of {min(missing)!r} trains: {self.needs}")
-        parts = dict[Split, Part]()
-        for name in SPLITS:
-            chosen = [r for r, of in pairs if of == name]
-            labels = [self.classes.index(r.label) for r in chosen]
-            parts[name] = Part(
-                [waveform(r.samples, self.length) for r in chosen],
-                np.array(labels, dtype=np.int64),
-                [r.name for r in chosen],
-            )
-        return parts
+        return {name: self._part([r for r, of in pairs if of == name]) for name in SPLITS}
+
+    def _part(self, chosen: Sequence[Recording]) -> Part:
+        return Part(
+            [waveform(one.samples, self.length) for one in chosen],
+            np.array([self.classes.index(one.label) for one in chosen], dtype=np.int64),
+            [one.name for one in chosen],
+        )
 
     def setup(self, stage: str) -> None:
         """Read the recordings.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
+from apps.language.seqboat.pieces import Study, trained_model
+from harness.experiment import Arrays, Piece
 from harness.figures.style import (
     GRID,
     INK,
@@ -24,6 +26,7 @@ from harness.figures.style import (
     new_figure,
     place,
 )
+from harness.report.page import Page
 from language.seqboat.listops import CLOSE, OPERATORS
 from language.seqboat.sequence_model import recorded
 from language.seqboat.sequences import batch_of
@@ -69,7 +72,7 @@ def activation_figure(
     """
     figure, wave = _panels(active, title, chance, hop / rate, WAVE, "seconds", len(x) / rate)
     wave.plot(np.arange(len(x)) / rate, x, color=INK, linewidth=0.6)
-    dress(wave, y="samples", grid=False)
+    dress(wave, y="amplitude", grid=False)
     return figure
 
 
@@ -79,26 +82,56 @@ def tree_figure(
     """Draw a tree of ListOps, every operator as a bar above its arguments, and what attends.
 
     Args:
-        symbols: Of the tree (T,).
+        symbols: Of the tree (T,); or others, which then are a row.
         active: True (layers, T) where a token attends.
-        title: The value that was found.
+        title: What was found.
         chance: The probability of that.
     """
-    rows = 1 + max(np.cumsum([(s in OPERATORS) - (s == CLOSE) for s in symbols]))
+    rows = 1 + max(0, *np.cumsum([(s in OPERATORS) - (s == CLOSE) for s in symbols]))
     figure, tree = _panels(active, title, chance, 1.0, ROW * rows, "tokens")
     opened: list[int] = []
     for number, symbol in enumerate(symbols):
-        if symbol == CLOSE:
+        if symbol == CLOSE and opened:
             first = opened.pop()
             tree.barh(len(opened), number + 0.9 - first, 0.8, left=first, color=GRID)
             continue
-        tree.text(
-            number + 0.25, len(opened), symbol.lstrip("["), va="center", fontsize=7, color=INK
-        )
+        shown = symbol.lstrip("[") or symbol
+        tree.text(number + 0.25, len(opened), shown, va="center", fontsize=7, color=INK)
         opened += [number] * (symbol in OPERATORS)
     tree.set_ylim(rows - 0.5, -0.5)
     tree.set_axis_off()
     return figure
+
+
+def add_picture(
+    page: Page,
+    study: Study,
+    piece: Piece,
+    x: NDArray[Any],
+    symbols: Sequence[str],
+    name: str,
+    caption: str,
+    title: Callable[[NDArray[np.float64]], tuple[str, float]],
+) -> None:
+    """Add symbols, and which of them attend in each layer, to a report.
+
+    Args:
+        page: The report; without weights it stays as it is.
+        study: Whose network it is.
+        piece: The network.
+        x: What it reads (T,).
+        symbols: How that is shown (T,).
+        name: Of the picture.
+        caption: Text below it.
+        title: Returns title and probability from what the network returns, as probabilities.
+    """
+    weights = study.run.store("weights", Arrays())
+    if not weights.missing([piece]):
+        chances, active = activity(trained_model(piece, weights, study.data), x)
+        columns = ["symbol", *(f"layer{n}" for n in range(1, len(active) + 1))]
+        rows = [[s, *map(int, a)] for s, a in zip(symbols, active.T, strict=True)]
+        figure = tree_figure(symbols, active, *title(chances))
+        page.section(f"A {name}").figure(figure, caption, name=name, table=(columns, rows))
 
 
 def _panels(
@@ -129,7 +162,12 @@ def _panels(
     for axes in (above, below):
         axes.set_xlim(0, max(end, edges[-1]))
     above.set_xticklabels([])
-    dress(below, x=x, grid=False)
+    silent = "" if active.any() else "no token attends: only the averages are at work"
+    below.text(
+        0.5, 0.5, silent, transform=below.transAxes, ha="center", va="center", color=INK,
+        fontsize=TEXT_SIZE, bbox={"facecolor": "white", "edgecolor": "none", "pad": 2},
+    )  # fmt: skip
+    dress(below, x=f"{x}; blue: the token attends", grid=False)
     note = f"probability {chance:.2f}; tokens that attend, by layer: {densities_of(active)}"
     head(figure, title, note)
     return figure, above

@@ -28,6 +28,7 @@ from apps.language.byte_scores import (
     scored,
     weighed,
 )
+from apps.language.seqboat.activation_figure import add_picture
 from apps.language.seqboat.pieces import (
     MODEL,
     RATE,
@@ -44,6 +45,7 @@ from apps.language.seqboat.pieces import (
 )
 from harness.evidence import Resamples, Row, compare, moments
 from harness.experiment import Arrays, Job, Piece, Store
+from harness.report.page import Page
 from language.data import LanguageDataModule
 from language.scoring import bits_per_byte, ratio
 from language.seqboat.sequence_model import recorded
@@ -52,6 +54,8 @@ RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2, 0.128)
 TRIAL_STEPS, VALIDATED = 200, 10  # of 10 batches of validation windows, a trial reads one
 HEAD, UNIT = 32, 8  # features of a head; of the networks, a number that processors like
 STEPS, ARGUMENTS = "trainer.max_steps", f"{MODEL}init_args."
+SHOWN = 64  # bytes of a picture
+CAPTION = "The first bytes of a test file; the probability is the mean of that of the next byte."
 EQUAL = (
     "SeqBoat and decoder have {:,} and {:,} weights, the same windows in the same order, optimizer "
     "and steps. The learning rate of each has the smallest loss of {} on validation windows, after "
@@ -84,8 +88,10 @@ class BytesStudy(Study):
         made = self.scores_of(pieces, score, ticks="steps", parts=len(documents))
         rivals = rival_pieces(run.settings["data.digest"], self.data.context)
         for piece in rivals:
-            work = partial(score_rival, places=places)
-            run.obtain(run.store(BASELINES, Arrays()), [piece], work, scoring=True)
+            run.obtain(
+                run.store(BASELINES, Arrays()), [piece], partial(score_rival, places=places),
+                scoring=True,
+            )  # fmt: skip
         bits = bits_of(run, rivals, pieces)
         rows = compare(
             {m: [moments(one, ratio, name=METRIC) for one in some] for m, some in bits.items()},
@@ -96,6 +102,21 @@ class BytesStudy(Study):
         sizes = [size_of({**run.settings, **some}) for some in own.values()]
         notes = [NOTE, EQUAL.format(*sizes, len(RATES), few), *weighed(bits)]
         return self.finish_with(rows, headline(rows), notes)
+
+    def add_to(self, page: Page) -> None:
+        """Add the first bytes of a test file, with those that attend in each layer."""
+        document, seed = scored(self.data)[0][0], self.seeds[0]
+        x = self.data.shards.tokenizer.encode(document.text)[:SHOWN]
+        for choice in self.run.chosen([SEQBOAT], budget=[STEPS]).values():
+            settings = {**self.run.settings, **choice.setting, "seed": seed}
+            add_picture(
+                page, self, Piece(SEQBOAT, seed, settings=settings), x,
+                [repr(bytes([byte]))[2:-1] for byte in x], "text", CAPTION,
+                lambda chances: (
+                    f"{document.name}: the first {len(x)} bytes",
+                    chances[np.arange(len(x) - 1), x[1:]].mean(),
+                ),
+            )  # fmt: skip
 
 
 def decoder_settings(settings: Mapping[str, Any], context: int) -> dict[str, Any]:

@@ -42,5 +42,6 @@ def digit_part() -> tuple[TourTask, list[Callable[[Page], object]]]:
         f"hears a {label}, probability {chance:.2f}; tokens that attend, by layer: "
         f"{densities_of(active)}"
     )
-    done = TourTask(TASK, said, COMMAND, time.monotonic() - started)
-    return done, [lambda page: page.figure(figure, CAPTION, name="spoken-digit")]
+    return TourTask(TASK, said, COMMAND, time.monotonic() - started), [
+        lambda page: page.figure(figure, CAPTION, name="spoken-digit")
+    ]

@@ -9,17 +9,16 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.language.seqboat.activation_figure import activity, tree_figure
+from apps.language.seqboat.activation_figure import add_picture
 from apps.language.seqboat.pieces import (
     LOGITS,
     Study,
     density_rows,
     hits,
     score,
-    trained_model,
 )
 from harness.evidence import Resamples, Row, compare, moments
-from harness.experiment import Arrays, Piece
+from harness.experiment import Piece
 from harness.report.page import Page
 from language.seqboat.listops import (
     CLOSE,
@@ -66,8 +65,10 @@ class ListOpsStudy(Study):
         )  # fmt: skip
         roots = np.array([x[0] for x in test.inputs])
         deep = np.array([depth(x) for x in test.inputs])
-        groups = {f"root {name[1:]}": roots == NUMBERS[name] for name in OPERATORS}
-        groups |= {f"depth {number}": deep == number for number in sorted({*deep.tolist()})}
+        groups = {
+            **{f"root {name[1:]}": roots == NUMBERS[name] for name in OPERATORS},
+            **{f"depth {number}": deep == number for number in sorted({*deep.tolist()})},
+        }
         rows += [
             Row(name, group, ACCURACY, fmean(float(one[inside].mean()) for one in some))
             for group, inside in groups.items()
@@ -77,23 +78,15 @@ class ListOpsStudy(Study):
         rows += density_rows(SEQBOAT, made)
         return self.finish_with(rows, headline(rows), [NOTE])
 
-    def add_tree(self, page: Page) -> None:
-        """Add the shortest test tree, with the tokens that attend in each layer.
-
-        Args:
-            page: The report; without weights of the first seed it stays as it is.
-        """
-        piece, weights = self._piece(self.seeds[0]), self.run.store("weights", Arrays())
-        if weights.missing([piece]):
-            return
+    def add_to(self, page: Page) -> None:
+        """Add the shortest test tree, with the tokens that attend in each layer."""
         x = min(self.data.part("test").inputs, key=len)
-        chances, active = activity(trained_model(piece, weights, self.data), x)
         symbols = [SYMBOLS[symbol - 1] for symbol in x]
-        title = f"The tree is {value_of(symbols)}; found: {chances.argmax()}"
-        figure = tree_figure(symbols, active, title, chances.max())
-        columns = ["symbol", *(f"layer{n}" for n in range(1, len(active) + 1))]
-        table = columns, [[s, *map(int, a)] for s, a in zip(symbols, active.T, strict=True)]
-        page.section("A tree").figure(figure, "The shortest test tree.", name="tree", table=table)
+        said = f"The tree is {value_of(symbols)}; found: "
+        add_picture(
+            page, self, self._piece(self.seeds[0]), x, symbols, "tree", "The shortest test tree.",
+            lambda chances: (f"{said}{chances.argmax()}", chances.max()),
+        )  # fmt: skip
 
     def _piece(self, seed: int) -> Piece:
         return Piece(SEQBOAT, seed, settings={**self.run.settings, "seed": seed})

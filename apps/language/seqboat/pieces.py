@@ -96,8 +96,7 @@ def train(piece: Piece, job: Job, places: Places, ticks: Length = "epochs") -> d
     data, module = data_of(piece.settings, places), module_of(piece.settings)
     options = {
         n.removeprefix("trainer."): v for n, v in piece.settings.items() if n.startswith("trainer.")
-    }
-    options |= {name: piece.get(f"checkpoint.{name}") for name in ("monitor", "mode")}
+    } | {name: piece.get(f"checkpoint.{name}") for name in ("monitor", "mode")}
     job.note(objects=data.training_objects(), classes=list(getattr(data, "classes", ())))
     job.fit(module, data, ticks=ticks, **options)
     return dict(module.model.state_dict())
@@ -167,8 +166,8 @@ class Study:
         store = self.run.store("scores", Arrays())
         package = store.shipped and store.shipped.parents[1]
         if ready := sum(package in (store.find(p) or Path()).parents for p in self.pieces):
-            said = f"{ready} of {len(self.pieces)} scores come with the package"
-            notes = [*notes, f"{said}; --shipped false trains and scores again."]
+            said = "scores come with the package; --shipped false trains and scores again."
+            notes = [*notes, f"{ready} of {len(self.pieces)} {said}"]
             print(notes[-1])
         return self.run.finish(
             rows, seeds=self.seeds, data=self.data.digest(), headline=headline, notes=notes

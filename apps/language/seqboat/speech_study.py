@@ -45,9 +45,9 @@ NETWORK = "language.seqboat.speech_rivals.ConvolutionNetwork"
 TRIAL_EPOCHS = 10
 NOTE = (
     "All hear the same samples, cut at the same length. Seqboat and convolution share front end, "
-    "shifts and gains, optimizer, epochs and about their number of weights. {sizes} The learning "
-    "rate of each, and the strength of the regression on the log spectrogram, has the smallest "
-    "loss of five on {chosen}. Majority always gives the most frequent training label."
+    "shifts and gains, optimizer, epochs and about their number of weights, {:,} and {:,}. The "
+    "learning rate of each, and the strength of the regression on the log spectrogram, has the "
+    "smallest loss of five on {chosen}. Majority always gives the most frequent training label."
 )
 OF_DIGITS = "recordings 45 to 49 of all speakers; those of the training speakers choose the epoch"
 OF_WORDS = "15 in 100 recordings of each word, which choose the epoch, too"
@@ -100,12 +100,10 @@ class SpeechStudy(Study):
             spaces, work, trials=len(RATES), own=methods, ticks=epochs, unit="epochs", **shorter
         )
         made: dict[str, list[list[Mapping[str, Tensor]]]] = {}
-        for method, own in methods.items():
-            if method not in choices:
-                continue
+        for method, choice in choices.items():
             networks = method != SPECTROGRAM
             pieces = [
-                self._piece(method, seed, name, {**own, **choices[method].setting})
+                self._piece(method, seed, name, {**methods[method], **choice.setting})
                 for seed in (self.seeds if networks else [None])
                 for name in self.held_out
             ]
@@ -143,8 +141,10 @@ class SpeechStudy(Study):
         ]
         scores = {m: [moments(one, name=ACCURACY) for one in every] for m, every in right.items()}
         task = "speakers never heard" if by_speaker else "recordings never heard"
-        reference = SEQBOAT if SEQBOAT in scores else None
-        rows = compare(scores, Resamples.clusters(units), task=task, reference=reference)
+        rows = compare(
+            scores, Resamples.clusters(units), task=task,
+            reference=SEQBOAT if SEQBOAT in scores else None,
+        )  # fmt: skip
         if by_speaker:
             places = np.array(units)
             rows += [
@@ -154,18 +154,14 @@ class SpeechStudy(Study):
             ]
         rows += density_rows(SEQBOAT, [s for some in made.get(SEQBOAT, ()) for s in some])
         chosen = OF_WORDS if "/" in tests[0].names[0] else OF_DIGITS
-        notes = [NOTE.format(sizes=self._sizes(), chosen=chosen), *[OF_SPEAKERS] * by_speaker]
+        others = (dict[str, Any](), convolution_settings(self.run.settings))
+        sizes = [size_of({**self.run.settings, **own}) for own in others]
+        notes = [NOTE.format(*sizes, chosen=chosen), *[OF_SPEAKERS] * by_speaker]
         return self.finish_with(rows, headline(rows, task), notes)
 
     def _data(self, speaker: str | None) -> SpeechData:
         data: SpeechData = data_of({**self.run.settings, f"{DATA}held_out": speaker}, self.places)
         return data
-
-    def _sizes(self) -> str:
-        settings = self.run.settings
-        own = convolution_settings(settings)
-        sizes = [size_of(some) for some in (settings, {**settings, **own})]
-        return f"They have {sizes[0]:,} and {sizes[1]:,}."
 
 
 def convolution_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from harness.report.sections import UNSCORED, read_curves
 from harness.runs.callbacks import load_weights
 from harness.runs.processes import in_processes
 from harness.runs.terminal import ticking, working
+from language.data import LanguageDataModule
 from language.seqboat.front_ends import SymbolEmbedding
 from language.seqboat.listops import (
     FILES,
@@ -133,7 +134,7 @@ class SeqBoatTrainer(GatesRunTrainer):
     def add_to_report(
         self, page: Page, model: SeqBoatModule, datamodule: L.LightningDataModule
     ) -> None:
-        """Add how many tokens attended in each layer while `fit` trained, and a tree of ListOps."""
+        """Add how many tokens attended in each layer while `fit` trained, and a tree or bytes."""
         del model
         layers = {
             metric.partition("/")[2]: [{"density": curve}]
@@ -146,9 +147,10 @@ class SeqBoatTrainer(GatesRunTrainer):
                 "The fraction of the validation tokens that attend in each layer, logged by fit."
                 + UNSCORED,
             )
-        if isinstance(datamodule, ListOpsData):
+        studies: dict[type, Any] = {ListOpsData: ListOpsStudy, LanguageDataModule: BytesStudy}
+        if (study := studies.get(type(datamodule))) is not None:
             seeds = read_scores(self.run_folder.scores, "language").seeds
-            ListOpsStudy(self.run(), datamodule, seeds).add_tree(page)
+            study(self.run(), datamodule, seeds).add_to(page)
 
     def report_options(self) -> dict[str, Any]:
         """Return the method that ``fit`` trains, which ``evaluate`` does not score."""

@@ -2,6 +2,10 @@
 
 import json
 
+import numpy as np
+import pytest
+
+from apps.language.seqboat.activation_figure import tree_figure
 from apps.language.seqboat.activation_study import headline
 from harness.evidence import Row
 from harness.files.piece import read_record
@@ -25,6 +29,14 @@ def test_rows_differ_in_which_tokens_attend_alone(gates):
     assert all(0 <= number <= 1 for number in drawn)
     assert {r["method"] for r in rows if r["versus"]} == {"always", "never", "random"}
     assert "missing" not in gates.succeed(*words).out
+
+
+@pytest.mark.parametrize("attends", [False, True])
+def test_a_picture_says_that_no_token_attends(attends):
+    figure = tree_figure(["a", "[", "]", "$"], np.full((2, 4), attends), "text", 0.5)
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert texts[:4] == ["a", "[", "]", "$"]
+    assert texts[4].startswith("no token attends") is not attends
 
 
 def test_the_headline_says_what_rules_reach():

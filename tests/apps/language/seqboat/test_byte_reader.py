@@ -1,6 +1,7 @@
 """A SeqBoat of bytes from the command line: trained, and continuing prompts."""
 
 import copy
+import csv
 import json
 
 import pytest
@@ -59,6 +60,7 @@ def test_prompts_are_continued_as_by_themselves(reader):
     assert "reader" not in reader.refuse("language", "generate", "--prompt", "a", "--name", "none")
 
 
+@pytest.mark.costly("trains two networks, twice over")
 def test_the_study_differs_in_the_network_alone_and_resumes(reader, cut_off, monkeypatch):
     monkeypatch.setattr("apps.language.seqboat.bytes_study.RATES", RATES[1:2])
     words = ("language", "evaluate", "--config", "reader", "--seeds", "0", "--name")
@@ -85,6 +87,14 @@ def test_the_study_differs_in_the_network_alone_and_resumes(reader, cut_off, mon
     }
     assert settings["seqboat"] == settings["decoder"]
     content = json.loads((run / "scores.json").read_text())
+    reader.succeed(*words[:1], "report", "--config", "reader", "--name", "whole")
+    header, *lines = (run / "figures/text.csv").read_text().splitlines()
+    assert header == "symbol,layer1,layer2"
+    shown = "".join(next(csv.reader(lines[n : n + 1]))[0] for n in range(len(lines)))
+    texts = [
+        repr(p.read_text()[: len(lines)])[1:-1] for p in (reader.folder / "corpus").rglob("*.*")
+    ]
+    assert shown in texts
     compared = {r["method"] for r in content["rows"] if r["versus"] == "seqboat"}
     assert {"decoder", "adaptive counts, same window", "adaptive counts, whole file"} <= compared
     assert "needs a corpus" in reader.refuse(*words[:3], "small", "--study", "bytes")
