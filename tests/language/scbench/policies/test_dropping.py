@@ -100,7 +100,7 @@ def test_published_snapkv_chooses_for_every_query_head():
     assert layer.held["keys"].shape == (2, 4, 90, 8)
     keys, values = layer.extend(k[:, :, :1], v[:, :, :1])
     assert keys.shape == (2, 4, 91, 8)
-    assert torch.equal(values[:, 3, -1], v[:, 1, 0])
+    assert torch.equal(values[:, 1, -1], v[:, 0, 0])
     assert torch.equal(values[1, 2, :90], v[1, 1, kept[1, 2]])
 
 
@@ -110,7 +110,7 @@ def test_published_snapkv_chooses_for_every_query_head():
         ("kvpress", 0.4, [1560, 800, 40]),  # 800 / 20 in the last layer, the rest of 2 * 800
         ("kvpress", 0.1, [200, 200, 200]),  # 200 / 20 were less than the window
         ("published", 0.1, [32 + 328, 32 + 168, 32 + 8]),
-        ("published", 0.8, [1600, 1600, 1600]),  # a prompt shorter than twice what is kept
+        ("published", 0.57, [1140, 1140, 1140]),  # a prompt shorter than twice what is kept
     ],
 )
 def test_budgets_of_pyramids(variant, keep, budgets):

@@ -89,7 +89,7 @@ def test_a_token_reads_the_pages_and_nothing_else(name, tiny, tokens, small, mas
 def test_the_oracle_reads_what_is_attended_to():
     q, k = drawn(2, 4, 1, 8), drawn(2, 2, 50, 8, seed=1)
     k[0, 1, 17] = 20 * q[0, 2, 0]
-    state, policy = LayerState(None, 0, 1, 0.3), policy_of("oracle", keep=0.3, page=5)
+    state, policy = LayerState(None, 0, 1, 0.3), policy_of("oracle", keep=0.1, page=5)
     scores, pages = policy.page_scores(state, q, k), policy.decode(state, q, k)
     weights = (q.unflatten(1, (2, 2)) @ k.unsqueeze(2).mT * 0.3).softmax(-1)
     assert_close(scores, weights.unflatten(-1, (10, 5)).amax(-1)[:, :, :, 0].amax(2))
