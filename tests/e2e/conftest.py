@@ -7,25 +7,12 @@ import pytest
 import torch
 import xarray as xr
 import yaml
-from matplotlib.figure import Figure
 
+from tests.fixtures.coarse_figures import coarse_figures  # noqa: F401
 from tests.fixtures.gates_in_folder import GatesInFolder, Result
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "apps" / "video" / "configs"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def coarse_figures():
-    """Figures of reports are drawn once, in few pixels, and not a second time to be cropped."""
-    save = Figure.savefig
-
-    def coarse(figure, *args, **options):
-        save(figure, *args, **options | {"dpi": 30, "bbox_inches": None})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", coarse)
-        yield
 
 
 class Gates(GatesInFolder):

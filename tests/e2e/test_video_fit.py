@@ -154,7 +154,7 @@ def test_what_is_resumed_must_be_the_same(feed, faulty_inputs, words, said):
 
 @pytest.mark.costly("three processes that train")
 def test_killed_trainings_end_like_uninterrupted_ones(small_feed, kill_and_resume, tmp_path):
-    command = ["video", "fit", "--config", str(small_feed(tmp_path, epochs=2))]
+    command = ["video", "fit", "--config", str(small_feed(tmp_path, epochs=2, rows=900))]
     command += ["--checkpoint.every_n_steps", "1", "--trainer.log_every_n_steps", "1"]
     folder = kill_and_resume(command, app="video", rows=[3])
     whole = tmp_path / "whole/video/run"

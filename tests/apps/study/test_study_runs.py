@@ -50,6 +50,7 @@ def values(scores, task, metric):
             if r["task"] == task and r["metric"] == metric and not r["versus"]}  # fmt: skip
 
 
+@pytest.mark.costly("fits of four gates to samples, and their figures")
 def test_rates_of_two_small_samples(study, capsys):
     words = ["--sizes", "100,200", "--repeats", "3", "--starts", "0.3"]
     scores, folder = study("gaussian-rates", *words)

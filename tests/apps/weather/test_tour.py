@@ -11,8 +11,8 @@ from harness.report.page import Page
 @pytest.fixture(scope="module")
 def stop(tmp_path_factory):
     said = []
-    found = tour(tmp_path_factory.mktemp("tour"), said.append, cycles=64, spin_up_days=1, members=3)
-    assert said[-len(METHODS) :] == [f"64 analyses: {name}" for name in METHODS]
+    found = tour(tmp_path_factory.mktemp("tour"), said.append, cycles=40, spin_up_days=1, members=3)
+    assert said[-len(METHODS) :] == [f"40 analyses: {name}" for name in METHODS]
     return found
 
 

@@ -62,17 +62,17 @@ def by_a_stack_machine(text):
     return int(value)
 
 
-def test_ten_thousand_trees_agree_with_a_stack_machine():
+def test_2500_trees_agree_with_a_stack_machine():
     narrow = TreeSettings(5, 300, (1, 1, 1), max_args=5, seed=7)
-    rows = [row for n in range(32) for row in draw_rows(PRESETS["tiny"], n)]
-    rows += [row for n in range(8) for row in draw_rows(narrow, n)]
-    assert len(rows) == 10_000
+    rows = [row for n in range(8) for row in draw_rows(PRESETS["tiny"], n)]
+    rows += [row for n in range(2) for row in draw_rows(narrow, n)]
+    assert len(rows) == 2500
     for row in rows:
         tree, value = row.split("\t")
         assert by_a_stack_machine(tree) == int(value)
-    assert all(50 <= len(row.split()) - 1 <= 200 for row in rows[:8000])
+    assert all(50 <= len(row.split()) - 1 <= 200 for row in rows[:2000])
     roots = [row.split()[0] for row in rows]
-    assert all(2300 < roots.count(operator) < 2700 for operator in SYMBOLS[:4])
+    assert all(550 < roots.count(operator) < 700 for operator in SYMBOLS[:4])
 
 
 @pytest.mark.parametrize(

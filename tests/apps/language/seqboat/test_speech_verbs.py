@@ -48,10 +48,11 @@ def test_fit_logs_density_which_report_draws_and_keeps_the_best_weights(gates):
 
 
 @pytest.mark.costly("trains networks for two seeds and three speakers")
+@pytest.mark.costly("a model and its rivals are tuned and trained, of every speaker")
 def test_evaluate_compares_with_rivals_by_recording_and_by_speaker(gates, monkeypatch):
     for name, value in {"RATES": RATES[3:], "STRENGTHS": STRENGTHS[3:], "TRIAL_EPOCHS": 1}.items():
         monkeypatch.setattr(f"apps.language.seqboat.speech_study.{name}", value)
-    words = ("language", "evaluate", "--config", "small")
+    words = ("language", "evaluate", "--config", "small", "--trainer.max_epochs", "1")
     out = gates.succeed(*words).out
     scores = json.loads((gates.folder / "runs/language/small/scores.json").read_text())
     plain = {

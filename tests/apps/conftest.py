@@ -1,0 +1,1 @@
+from tests.fixtures.coarse_figures import coarse_figures  # noqa: F401
