@@ -1,6 +1,7 @@
 """Training of a SeqBoat: cross-entropy, AdamW with linear warm-up and decay, density by layer."""
 
 import math
+from functools import partial
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -132,17 +133,16 @@ class SeqBoatModule(L.LightningModule):
             for m in self.modules()
             if isinstance(m, nn.Linear | FilterBank)
         }
-        split: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for parameter in self.parameters():
-            split[id(parameter) not in matrices].append(parameter)
         groups: list[dict[str, Any]] = [
-            {"params": split[0], "weight_decay": self.weight_decay},
-            {"params": split[1], "weight_decay": 0.0},
-        ]
-        options: dict[str, Any] = {"lr": self.learning_rate, "betas": (0.9, 0.98)}
-        optimizer: torch.optim.Optimizer
-        if self.optimizer == "radam":
-            optimizer = torch.optim.RAdam(groups, decoupled_weight_decay=True, **options)
-        else:
-            optimizer = torch.optim.AdamW(groups, **options)
+            {"params": [p for p in self.parameters() if (id(p) in matrices) is decays],
+             "weight_decay": self.weight_decay * decays}
+            for decays in (True, False)
+        ]  # fmt: skip
+        kinds: dict[str, Any] = {
+            "radam": partial(torch.optim.RAdam, decoupled_weight_decay=True),
+            "adamw": torch.optim.AdamW,
+        }
+        optimizer: torch.optim.Optimizer = kinds[self.optimizer](
+            groups, lr=self.learning_rate, betas=(0.9, 0.98)
+        )
         return scheduled(optimizer, self.trainer, self.warmup_steps, 0.0, curve="linear")

@@ -17,7 +17,14 @@ from harness.command.verbs import Place
 from harness.files import refuse_strangers, replacing, require_free, write_bytes, write_text
 from harness.files.piece import Record, read_record
 from language.seqboat.sequence_model import SeqBoat
-from language.seqboat.speech import read_wave, waveform
+from language.seqboat.speech import (
+    INDEX,
+    PACKED_RATE,
+    audio_folder,
+    read_speech,
+    read_wave,
+    waveform,
+)
 
 TRAINED = ("weights/configured-s*", "weights/seqboat-s*")  # by `fit`, and by `evaluate`
 SHIPPED = Path(language.__file__).parent / "weights"
@@ -37,7 +44,10 @@ def classify(
 
     Args:
         place: Filled in by the command line.
-        files: WAV files of one channel and 16 bits, at the rate that the model was trained with.
+        files: WAV files of one channel and 16 bits, at the rate that the model was trained with. A
+            name such as 3_lucas_2.wav, where there is no such file, is that of the recording in
+            the packed Free Spoken Digit Dataset in data/audio of the folder that the variable
+            GATES_SHARED names, or of ../shared.
         weights: Folder of trained weights, such as ``runs/language/fsdd/weights/seqboat-s0``; those
             of the run if null, else those that ship.
         output: Folder for a picture of each recording with the tokens that attend in each layer,
@@ -52,7 +62,7 @@ def classify(
             raise GatesError("two files have one name, and so would their pictures: rename one")
         require_free(Path(output), overwrite=overwrite_output)
         refuse_strangers(Path(output), [f"{name}.{ending}" for name in names for ending in MADE])
-    waves = [read_wave(Path(file), rate) for file in files]
+    waves = [samples_of(Path(file), rate) for file in files]
     drawn: list[tuple[str, Any, Any]] = []
     for file, samples in zip(files, waves, strict=True):
         chances, active = activity(model, sound := waveform(samples, length))
@@ -71,6 +81,14 @@ def classify(
                 write_bytes(temporary / f"{name}.png", content.getvalue())
                 write_text(temporary / f"{name}.csv", table(active, hop / rate))
         print(output)
+
+
+def samples_of(file: Path, rate: int) -> np.ndarray:
+    """Return the samples (S,) of a file; or, without one, of the packed recording of its name."""
+    if not file.exists() and rate == PACKED_RATE and (audio_folder() / INDEX).is_file():
+        packed = {one.name: one.samples for one in read_speech(audio_folder(), rate)}
+        return packed[str(file)] if str(file) in packed else read_wave(file, rate)
+    return read_wave(file, rate)
 
 
 def table(active: np.ndarray, step: float) -> str:

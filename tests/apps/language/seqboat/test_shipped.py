@@ -52,9 +52,12 @@ def test_figures_of_the_page_are_of_what_ships(config, shipped):
 @HEARD
 def test_the_network_that_ships_hears_digits(shipped, wave_writer):
     files = [one for one in read_packed(SHARED / "data/audio") if one.number == 1][::12]
+    packed = shipped.succeed("language", "classify", *(one.name for one in files)).out
     for one in files:
         wave_writer(shipped.folder / one.name, one.samples)
     out = shipped.succeed("language", "classify", *(one.name for one in files)).out
+    assert packed == out
+    assert "cannot be read" in shipped.refuse("language", "classify", f"none/{files[0].name}")
     right = [line.split("\t")[1] == line[0] for line in out.splitlines()]
     assert sum(right) >= 4
     assert len(right) == 5
