@@ -4,6 +4,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -30,6 +31,7 @@ from language.seer.attention import (
     register_block_attention,
     unrotated,
 )
+from language.seer.budgets import Budgets
 from language.seer.cache import BlockCache
 
 Kind = Literal["prefill", "decode"]
@@ -47,7 +49,8 @@ class BlockGate(nn.Module):
         former: Name of the attention that the model had before.
 
     Attributes:
-        selector: Turns scores into blocks; None: attention reads everything.
+        selector: Turns scores into blocks, or knows by which scores and how many of each head;
+            None: attention reads everything.
         attend: Takes the place of all this; None for nothing.
         context: Tokens of the sequences that the gate was distilled from; None: not known.
         density: Fraction of the blocks that were read since a rule was set, of those that
@@ -63,10 +66,10 @@ class BlockGate(nn.Module):
         self.first, self.former = first, former
         self.layer: int = attention.module.layer_idx  # type: ignore[assignment]
         self.kind: Kind = "decode" if isinstance(gate, DecodeAttnGate) else "prefill"
-        self.selector: BlockSelector | None = None
+        self.selector: BlockSelector | Budgets | None = None
         self.attend: Attend | None = None
         self.context: int | None = None
-        self._warned = False
+        self._warned, self._short = False, False
         self._kept: Tensor | None = None  # blocks read and allowed, which graphs do not guard
         self._hooks: list[Any] = []
         self._table: RotaryTable | None = None
@@ -77,7 +80,7 @@ class BlockGate(nn.Module):
         """The fraction, see the attributes of the class."""
         return None if self._kept is None else float(self._kept[0] / self._kept[1])
 
-    def choose_by(self, selector: BlockSelector | None) -> None:
+    def choose_by(self, selector: BlockSelector | Budgets | None) -> None:
         """Set the rule, and forget what was kept before."""
         self.selector, self._kept = selector, None
 
@@ -190,7 +193,7 @@ class BlockGate(nn.Module):
             self._kept = kept if self._kept is None else self._kept.to(kept) + kept
 
     def choose(
-        self, seen: AttentionInputs, selector: BlockSelector, cache: BlockCache | None
+        self, seen: AttentionInputs, selector: BlockSelector | Budgets, cache: BlockCache | None
     ) -> Tensor | None:
         """Return the kept blocks of a prompt, or of a token that is decoded; None for all.
 
@@ -201,18 +204,40 @@ class BlockGate(nn.Module):
         if isinstance(self.gate, AttnGate):
             if number == 1 or (number < length and number <= self.gate.block_size):
                 return None
-            q, k = seen.raw()
-            if number < length and cache is not None:
-                k = unrotated(seen.k, cache.table)
-            logits = self.gate(q, k, padding_mask=seen.padding)
+            scored = partial(self._score, self.gate, seen, cache)
+            if isinstance(selector, Budgets):
+                if length >= 2 * self.gate.block_size:
+                    return selector.choose(self.name, scored, seen)
+                self._say_short(length)
+                return None
+            logits = scored()
             mask: Tensor = selector(logits)
             if number < length and (last := selector.dense_rows):
                 mask[..., -last:, :] |= logits[..., -last:, :] > torch.finfo(logits.dtype).min
             return mask
-        if cache is None or number > 1:
+        if cache is None or number > 1 or isinstance(selector, Budgets):
             return None
         keys = cache.layers[self.layer].keys_for(self.gate, seen, cache.table)
         return selector(self.gate.decode(seen.raw()[0], keys))
+
+    @staticmethod
+    def _score(gate: AttnGate, seen: AttentionInputs, cache: BlockCache | None) -> Tensor:
+        """Return the logits of a prompt, or of a part of it after what a cache holds."""
+        q, k = seen.raw()
+        if q.shape[1] < seen.k.shape[2] and cache is not None:
+            k = unrotated(seen.k, cache.table)
+        logits: Tensor = gate(q, k, padding_mask=seen.padding)
+        return logits
+
+    def _say_short(self, length: int) -> None:
+        """Say once, in the first layer, that a text is too short to choose blocks of."""
+        if self.first and not self._short:
+            self._short = True
+            warnings.warn(
+                f"a text of {length} tokens has less than two blocks of {self.gate.block_size}:"
+                " everything is read, of this one and others as short",
+                stacklevel=2,
+            )
 
 
 def attach_block_gates(
@@ -341,19 +366,23 @@ def detach_block_gates(model: nn.Module) -> dict[str, BlockGate]:
     return gates
 
 
-def choose_blocks(model: nn.Module, selector: BlockSelector | None) -> None:
+def choose_blocks(model: nn.Module, selector: BlockSelector | Budgets | None) -> None:
     """Let attention read the blocks that a rule selects by the scores of the gates.
 
     Args:
         model: With block gates.
-        selector: The rule; None: everything is read.
+        selector: The rule, or of prompts what `language.seer.budgets.load_budgets` returned; None:
+            everything is read.
 
     Raises:
-        GatesError: The model has no gates, or they have blocks of another size.
+        GatesError: The model has no gates, or they have blocks of another size or, with budgets,
+            are not those that were calibrated.
     """
     gates = block_gates(model)
     size = next(iter(gates.values())).gate.block_size
-    if selector is not None and selector.rule == "token_budget" and selector.block_size != size:
+    if isinstance(selector, Budgets):
+        selector.require({name: gate.gate for name, gate in gates.items()})
+    elif selector is not None and selector.rule == "token_budget" and selector.block_size != size:
         raise GatesError(
             f"the token budget is in blocks of {selector.block_size}, the gates have {size}: give"
             f" BlockSelector(token_budget=..., block_size={size})"

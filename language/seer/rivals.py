@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core_gates.attention.seer.decode import BlockSelector, DecodeAttnGate
-from core_gates.attention.seer.gate import AttnGate, pool_blocks
+from core_gates.attention.seer.gate import AttnGate, mean_pool_logits, pool_blocks
 from core_gates.ops import block_sparse_attention
 from language.seer.attach import BlockGate
 from language.seer.attention import AttentionInputs
+from language.seer.budgets import causal_density
 from language.seer.recording import inputs_of, logits_of, record, rows_of
 
 GATE, ORACLE, BY_SUM = "gate", "oracle", "oracle-by-sum"
@@ -90,12 +91,9 @@ def mean_scores(gate: BlockGate, seen: AttentionInputs) -> Tensor:
     Of a prompt, the queries of a block are averaged; of decoding, those of a key head are.
     """
     q, k = seen.q.transpose(1, 2), seen.k.transpose(1, 2)
-    size, kinds = gate.gate.block_size, ("avg",)
-    keys = pool_blocks(k, size, kinds)
     if isinstance(gate.gate, AttnGate):
-        queries = pool_blocks(q, size, kinds)
-        keys = keys.repeat_interleave(q.shape[2] // k.shape[2], 2)
-        return torch.einsum("bihd,bjhd->bhij", queries, keys)
+        return mean_pool_logits(q, k, gate.gate.block_size)
+    keys = pool_blocks(k, gate.gate.block_size, ("avg",))
     return torch.einsum("bikd,bjkd->bkij", _groups(gate, q).mean(3), keys)
 
 
@@ -184,11 +182,7 @@ def chosen(gate: BlockGate, scores: Tensor, fraction: float, length: int) -> Ten
         own = rows_of(length).to(scores.device) // size
         number = max(1, int(fraction * blocks))
     else:
-        whole = blocks * (blocks + 1) / 2  # the causal map; below, what k blocks of a row are of it
-        number = min(
-            range(1, blocks + 1),
-            key=lambda k: abs((k * (k + 1) / 2 + k * (blocks - k)) / whole - fraction),
-        )
+        number = min(range(1, blocks + 1), key=lambda k: abs(causal_density(k, blocks) - fraction))
     selector = BlockSelector(k=number, dense_rows=0)
     at = torch.arange(blocks, device=scores.device) == own[:, None]
     return selector(scores.masked_fill(at, torch.finfo(scores.dtype).max), own)

@@ -97,6 +97,83 @@ class PooledBlocks(NamedTuple):
     empty: Tensor | None = None
 
 
+def pool_prompt(
+    q: Tensor,
+    k: Tensor,
+    block_size: int,
+    kinds: tuple[tuple[str, ...], tuple[str, ...]],
+    *,
+    padding_mask: Tensor | None = None,
+) -> PooledBlocks:
+    """Return the pooled blocks of a prompt, or of a part of it after a past.
+
+    Args:
+        q: Queries (B, Tq, H, D), the last Tq of the Tk positions. Of a first block that begins in
+            the middle, the queries that exist are pooled.
+        k: Keys (B, Tk, K, D).
+        block_size: Tokens of a block.
+        kinds: How queries and keys are pooled, see `pool_blocks`.
+        padding_mask: True (B, Tk) at tokens to ignore, whatever they hold.
+
+    Raises:
+        ValueError: There are more queries than keys, or the mask does not fit.
+    """
+    offset = k.shape[1] - q.shape[1]
+    if offset < 0:
+        raise ValueError(
+            f"{q.shape[1]} queries must be the last of the positions of the keys, got"
+            f" {k.shape[1]} keys"
+        )
+    q_mask = empty = None
+    if padding_mask is not None:
+        check_padding_mask(padding_mask, k.shape[:2])
+        q_mask = padding_mask[:, offset:]
+        empty = pad_to_blocks(padding_mask, block_size).all(-1)
+    if lead := offset % block_size:
+        none = torch.zeros(q.shape[:2], dtype=torch.bool, device=q.device)
+        q_mask = F.pad(none if q_mask is None else q_mask, (lead, 0), value=True)
+        q = F.pad(q, (0, 0, 0, 0, lead, 0))
+    queries = pool_blocks(q, block_size, kinds[0], padding_mask=q_mask)
+    keys = pool_blocks(k, block_size, kinds[1], padding_mask=padding_mask)
+    return PooledBlocks(queries, keys, empty)
+
+
+def hide_blocks(logits: Tensor, empty: Tensor | None = None) -> Tensor:
+    """Give the blocks that a row cannot choose the lowest finite value.
+
+    Args:
+        logits: Of blocks (B, H, Nq, Nk), whose rows are the last ones.
+        empty: True (B, Nk) at blocks of nothing but padding, which are hidden as rows, too.
+    """
+    num_rows, num_blocks = logits.shape[-2:]
+    hidden = torch.ones(num_rows, num_blocks, dtype=torch.bool, device=logits.device)
+    hidden = hidden.triu(num_blocks - num_rows + 1)
+    if empty is not None:
+        empty = empty[:, None]
+        hidden = hidden | empty[..., num_blocks - num_rows :, None] | empty[..., None, :]
+    return logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
+
+
+def mean_pool_logits(
+    q: Tensor, k: Tensor, block_size: int, *, padding_mask: Tensor | None = None
+) -> Tensor:
+    """Return products of mean queries and mean keys, which no training made (MoBA, 2502.13189).
+
+    Args:
+        q: Rotated queries (B, Tq, H, D); see `pool_prompt`.
+        k: Rotated keys (B, Tk, K, D).
+        block_size: Tokens of a block.
+        padding_mask: True (B, Tk) at tokens to ignore, whatever they hold.
+
+    Returns:
+        Logits (B, H, Nq, Nk), hidden as those of an `AttnGate`.
+    """
+    pooled = pool_prompt(q, k, block_size, (("avg",), ("avg",)), padding_mask=padding_mask)
+    keys = as_float32(pooled.keys).repeat_interleave(q.shape[2] // k.shape[2], 2)
+    products = torch.einsum("bihd,bjhd->bhij", as_float32(pooled.queries), keys)
+    return hide_blocks(products, pooled.empty)
+
+
 class AttnGate(nn.Module):
     """Predict the map of attention between blocks while a prompt is read (arXiv 2410.13276).
 
@@ -188,24 +265,8 @@ class AttnGate(nn.Module):
             ValueError: The shapes do not fit.
         """
         check_tokens(q, k, self.num_heads, self.num_kv_heads)
-        offset = k.shape[1] - q.shape[1]
-        if offset < 0:
-            raise ValueError(
-                f"{q.shape[1]} queries must be the last of the positions of the keys, got"
-                f" {k.shape[1]} keys"
-            )
-        q_mask = empty = None
-        if padding_mask is not None:
-            check_padding_mask(padding_mask, k.shape[:2])
-            q_mask = padding_mask[:, offset:]
-            empty = pad_to_blocks(padding_mask, self.block_size).all(-1)
-        if lead := offset % self.block_size:
-            none = torch.zeros(q.shape[:2], dtype=torch.bool, device=q.device)
-            q_mask = F.pad(none if q_mask is None else q_mask, (lead, 0), value=True)
-            q = F.pad(q, (0, 0, 0, 0, lead, 0))
-        queries = pool_blocks(q, self.block_size, self.q_kinds, padding_mask=q_mask)
-        keys = pool_blocks(k, self.block_size, self.k_kinds, padding_mask=padding_mask)
-        return PooledBlocks(queries, keys, empty)
+        kinds = self.q_kinds, self.k_kinds
+        return pool_prompt(q, k, self.block_size, kinds, padding_mask=padding_mask)
 
     def score(self, pooled: PooledBlocks) -> Tensor:
         """Return the logits (B, H, Nq, Nk) of pooled blocks.
@@ -244,8 +305,7 @@ class AttnGate(nn.Module):
             if self.weight_q is not None:
                 keys = keys.repeat_interleave(group, 2)
             logits: Tensor = torch.einsum("bihd,bjhd->bhij", queries, keys) * self.gate_dim**-0.5
-        hidden = self._hidden(logits, pooled.empty)
-        return logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
+        return hide_blocks(logits, pooled.empty)
 
     def gate_values(self, q: Tensor, k: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
         """Return the probabilities of the blocks of keys that a row may choose from, flat (M,).
@@ -256,16 +316,6 @@ class AttnGate(nn.Module):
 
     def _rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         return rotate(x, positions, self.rope_theta, frequencies=self.frequencies)
-
-    def _hidden(self, logits: Tensor, empty: Tensor | None) -> Tensor:
-        num_rows, num_blocks = logits.shape[-2:]
-        future = torch.ones(num_rows, num_blocks, dtype=torch.bool, device=logits.device)
-        future = future.triu(num_blocks - num_rows + 1)
-        if empty is None:
-            return future
-        empty = empty[:, None]
-        rows = empty[..., num_blocks - num_rows :, None]
-        return cast(Tensor, future | rows | empty[..., None, :])
 
     def extra_repr(self) -> str:
         """Show the sizes and the pooling."""
