@@ -123,6 +123,7 @@ APPS: Mapping[str, App] = {
             "generate": "continue prompts, streamed to the terminal",
             "diagnose": "measure by layer how a trained model attends, and its gates",
             "distill": "distill gates that choose blocks of keys from a frozen model",
+            "calibrate": "choose by head how many blocks of a prompt are read, and by what",
             "fit-gates": "train output gates on the attention of a trained model",
             "pregate": "fine-tune a mixture model whose gates read the input of an earlier layer",
             "adapt": "train an adapter of a trained model on labeled texts: SoRA and its rivals",

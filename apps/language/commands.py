@@ -19,6 +19,7 @@ TRAINERS = "apps.language.training_verbs"  # of the other verbs: it imports Ligh
 SEQBOAT, PACKAGE = "apps.language.seqboat.training", "language.seqboat."
 FUNCTIONS = {
     "adapt": FunctionVerb("apps.language.adapt:adapt", flat=("recipe",)),
+    "calibrate": FunctionVerb("apps.language.calibrate:calibrate"),
     "export": FunctionVerb("apps.language.apply_adapter:export"),
     "predict": FunctionVerb("apps.language.apply_adapter:predict"),
     "generate": FunctionVerb("apps.language.generate:generate", literal=("prompt", "stop")),
@@ -70,8 +71,8 @@ STUDIES = {
 """What ``evaluate`` does where ``study`` in its section, or ``--study``, names it."""
 
 ON_MODELS = {
-    "adapt": "", "diagnose": "", "distill": "", "fit-gates": "", "pregate": "-pregated",
-    "scbench": "-scbench",
+    "adapt": "", "calibrate": "", "diagnose": "", "distill": "", "fit-gates": "",
+    "pregate": "-pregated", "scbench": "-scbench",
 }  # fmt: skip
 """Those of a trained model, after which the run is named, and how that name ends."""
 

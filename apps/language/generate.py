@@ -20,6 +20,7 @@ SHIPPED = "shipped"
 SHIPPED_CONFIG, EXPERTS = "long", "experts"  # whose decoders ship
 SEQBOAT, SEQBOAT_CONFIG = "seqboat", "seqboat_bytes"  # the SeqBoat that ships
 READERS = ("weights/configured-s*", "weights/seqboat-s*")  # SeqBoats, of `fit` and `evaluate`
+BUDGETS = "budgets"  # by a file, in place of a rule
 CLASS = "model.model.class_path"
 WEIGHTS = "weights/decoder-s*"  # of a run folder, or of a configuration of the package
 
@@ -59,7 +60,8 @@ def generate(
         seed: Seed of all random choices.
         gates: File of block gates, as ``distill`` writes it.
         sparse: Rule and value by which gates choose, one of ``token_budget=1024``,
-            ``nz_ratio=0.2``, ``threshold=0.002``, ``k=8``, ``p=0.9``; everything is read if null.
+            ``nz_ratio=0.2``, ``threshold=0.002``, ``k=8``, ``p=0.9``, or ``budgets=FILE`` of
+            ``calibrate``; everything is read if null.
     """
     texts = prompts_of(prompt, prompts)
     model, tokenizer, (begin, ends) = model_of(place, weights, gates, sparse)
@@ -134,6 +136,7 @@ def model_of(
     from language.hf.pretrained import GGUF, SMOLLM2, open_pretrained
     from language.seer.attach import choose_blocks
     from language.seer.block_files import load_block_gates
+    from language.seer.budgets import load_budgets
     from language.seer.streaming import StreamedModel
 
     elsewhere = weights is not None and (weights == SMOLLM2 or weights.endswith(GGUF))
@@ -141,7 +144,9 @@ def model_of(
     pretrained = open_pretrained(str(name), place.run_folder.path.parent / "cache")
     attached = load_block_gates(pretrained.model, gates)
     block_size = next(iter(attached.values())).gate.block_size
-    choose_blocks(pretrained.model, selector_of(sparse, block_size))
+    rule, _, path = sparse.partition("=")
+    budgets = load_budgets(pretrained.model, path) if rule == BUDGETS else None
+    choose_blocks(pretrained.model, budgets or selector_of(sparse, block_size))
     return StreamedModel(pretrained), pretrained.tokenizer, read_marks(pretrained.folder)
 
 
@@ -180,7 +185,8 @@ def selector_of(sparse: str, block_size: int) -> BlockSelector:
     rules = {"token_budget": int, "k": int, "nz_ratio": float, "threshold": float, "p": float}
     name, _, value = sparse.partition("=")
     if name not in rules:
-        raise GatesError(f"--sparse is {sparse!r}, expected one of {', '.join(rules)}")
+        every = ", ".join([*rules, BUDGETS])
+        raise GatesError(f"--sparse is {sparse!r}, expected one of {every}")
     try:
         number = rules[name](value)
     except ValueError as error:

@@ -123,10 +123,7 @@ def budgets_of(
     least, which = table.min(0)
     heads, length = least.shape
     read = causal_density(torch.arange(1, length + 1).double(), length)
-    if not float(read[0]) <= density <= 1:
-        raise GatesError(
-            f"the density is {density}, expected {read[0]:.3g}, one block of {length} a row, to 1"
-        )
+    check_density(density, length)
     slopes = (least[:, :1] - least[:, 1:]) / (read[1:] - read[0])
     low, high = 0.0, max(float(slopes.max()), 0.0)
     for _ in range(2 * HALVINGS):
@@ -152,3 +149,15 @@ def budgets_of(
         length=length,
         gates=digest_of(gates) if (chosen == CHOOSERS.index(GATE)).any() else "",
     )
+
+
+def check_density(density: float, length: int) -> None:
+    """Refuse a fraction of the causal map of ``length`` blocks that no budgets read.
+
+    Raises:
+        GatesError: It is less than that of one block a row, or more than 1.
+    """
+    if not (least := causal_density(1, length)) <= density <= 1:
+        raise GatesError(
+            f"the density is {density}, expected {least:.3g}, one block of {length} a row, to 1"
+        )

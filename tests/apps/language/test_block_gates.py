@@ -1,6 +1,7 @@
 """``gates language distill``, ``generate --gates``, ``evaluate`` of block gates, on small files."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -21,7 +22,10 @@ from harness.report.page import Page
 from language import attach_block_gates, attach_output_gate, save_gates
 from language.corpus import Document
 from language.hf.gate_file import read_tensors
+from language.seer.attach import choose_blocks
 from language.seer.attention import attend_to_all
+from language.seer.block_files import load_block_gates
+from language.seer.budgets import load_budgets
 from language.seer.distillation import BlockGateModule
 from language.tokenizer import ByteTokenizer
 
@@ -119,6 +123,51 @@ def test_where_all_is_read_the_text_is_that_of_the_decoder(distilled, trained):
     assert none.splitlines()[-2].startswith("blocks read: all; gates for prefill choose")
 
 
+def calibrate(trained, weights, *words):
+    sizes = ("--context", 16, "--documents", 3, "--corpus", "corpus")
+    return trained.succeed("calibrate", "--model", weights, *sizes, *words, config=None)
+
+
+def test_budgets_are_calibrated_once_for_all_densities_and_read_by_generate(
+    distilled, trained, weights
+):
+    path = distilled["prefill"][0]
+    said = calibrate(trained, weights, "--gates", path, "--density", 0.7).splitlines()
+    read, made = (
+        re.fullmatch(r"4 heads read (\d to \d) of 4 blocks \(0.7 of all\): .*", said[-2]),
+        said[-1],
+    )
+    assert read
+    assert made.endswith(f"decoder-s0-{path.parent.name}-gates/budgets.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(weights)
+    gates = load_block_gates(model, path)
+    budgets = load_budgets(model, trained.folder / made)
+    choose_blocks(model, budgets)
+    model(torch.arange(16)[None])
+    density = sum(gate.density for gate in gates.values()) / len(gates)
+    assert 0.6 < density < 0.7 + 1e-6  # to a block of one of four heads
+    again = calibrate(trained, weights, "--gates", path, "--density", 1.0)
+    assert "missing" not in again
+    words = ("--weights", weights, "--gates", path, "--sparse", f"budgets={made}")
+    shown = generate(trained, *words, prompt="def add_1(a):").splitlines()[-2]
+    assert shown.startswith("blocks read, by layer: ")
+    record = json.loads(
+        next((trained.folder / made).parent.glob("errors/*/record.json")).read_text()
+    )
+    assert len(record["objects"]) == 1
+    learned = json.loads((path.parent / "record.json").read_text())["objects"]
+    assert record["objects"][0] not in learned
+
+
+def test_without_gates_heads_choose_by_what_needs_no_training(trained, weights):
+    said = calibrate(trained, weights, "--block_size", 4, "--density", 0.7, "--name", "none")
+    assert re.search(r"blocks \(0.7 of all\): \d by window, \d by mean-pool\n", said)
+    model = AutoModelForCausalLM.from_pretrained(weights)
+    attach_block_gates(model, block_size=4)
+    choose_blocks(model, load_budgets(model, trained.folder / said.splitlines()[-1]))
+    assert model(torch.arange(16)[None]).logits.isfinite().all()
+
+
 def test_gates_are_compared_with_rivals(trained, study):
     said = trained.succeed("evaluate", config=study)
     assert "Gates for prefill hold" in said
@@ -203,7 +252,32 @@ def test_faulty_calls_are_one_line(distilled, trained, weights, study, faulty_in
         given = ("language", "generate", "--config", "small", "--prompt", "def", *words)
         return (*given, "--gates", path, "--sparse", sparse)
 
+    def calibrated(*words):
+        sizes = ("--context", 16, "--documents", 3, "--corpus", "corpus", "--name", "faulty")
+        return ("language", "calibrate", "--model", str(weights), *map(str, (*sizes, *words)))
+
+    budgets = trained.succeed(
+        *("calibrate", "--model", weights, "--context", 16, "--documents", 3, "--corpus", "corpus"),
+        *("--block_size", 8, "--density", 0.8, "--name", "eight"), config=None,
+    ).splitlines()[-1]  # fmt: skip
     faults = {
+        "budgets of blocks of 8": (
+            gated(f"budgets={budgets}"), "budgets are in blocks of 8, the gates have 4"),
+        "budgets of another model": (
+            gated(f"budgets={budgets}", prefill, "--weights", other), "holds gates of the base"),
+        "gates as budgets": (gated(f"budgets={prefill}"), "kind 'block', expected 'budgets'"),
+        "density 2": (
+            calibrated("--density", 2, "--block_size", 4), "the density is 2.0, expected 0.4"),
+        "density 0": (
+            calibrated("--density", 0, "--block_size", 4), "expected 0.4, one block of 4 a row"),
+        "calibrated for decoding": (
+            calibrated("--gates", decode), "gates for decode in blocks of 4, expected prefill"),
+        "calibrated with another block": (
+            calibrated("--gates", prefill, "--block_size", 8), "expected prefill and blocks of 8"),
+        "one block": (calibrated("--block_size", 9), "expected at least 1 and two blocks of 9"),
+        "too many documents": (
+            calibrated("--block_size", 4, "--density", 0.7, "--documents", 99),
+            "training documents have 16 tokens, --documents is 99"),
         "block 0": (faulty("--block_size", 0), "--block_size is 0, expected at least 1"),
         "block too large": (faulty("--block_size", 9), "less than two blocks of 9"),
         "rate 0": (faulty("--learning_rate", 0), "expected a positive number"),
