@@ -19,14 +19,14 @@ TRAINERS = "apps.language.training_verbs"  # of the other verbs: it imports Ligh
 SEQBOAT, PACKAGE = "apps.language.seqboat.training", "language.seqboat."
 FUNCTIONS = {
     "adapt": FunctionVerb("apps.language.adapt:adapt", flat=("recipe",)),
-    "calibrate": FunctionVerb("apps.language.calibrate:calibrate"),
+    "calibrate": FunctionVerb("apps.language.seer.calibrate:calibrate"),
     "export": FunctionVerb("apps.language.apply_adapter:export"),
     "predict": FunctionVerb("apps.language.apply_adapter:predict"),
     "generate": FunctionVerb("apps.language.generate:generate", literal=("prompt", "stop")),
     "classify": FunctionVerb("apps.language.seqboat.classify:classify", "files"),
     "convert": FunctionVerb("apps.language.commands:convert", ("folder",)),
     "diagnose": FunctionVerb("apps.language.diagnose:diagnose"),
-    "distill": FunctionVerb("apps.language.distill:distill", flat=("recipe",)),
+    "distill": FunctionVerb("apps.language.seer.distill:distill", flat=("recipe",)),
     "fit-gates": FunctionVerb("apps.language.fit_gates:fit_gates", flat=("gates", "training")),
     "plan": FunctionVerb("apps.language.model_sizes:plan"),
     "pregate": FunctionVerb("apps.language.pregate:pregate_models", flat=("recipe",)),
@@ -62,7 +62,7 @@ SEQBOAT_HELP = (
 BYTES = "bytes"  # the study that is a verb of the Trainer
 STUDIES = {
     "blocks": FunctionVerb(
-        "apps.language.block_study:evaluate", flat=("recipe", "measured", "bars")
+        "apps.language.seer.study:evaluate", flat=("recipe", "measured", "bars")
     ),
     "adapters": FunctionVerb("apps.language.adapter_study:evaluate", flat=("recipe", "bars")),
     "offload": FunctionVerb("apps.language.offload.budget_study:evaluate", flat=("measured",)),

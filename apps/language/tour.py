@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from apps.language.block_tour import GATES, BlockPart, block_part
 from apps.language.generate import SHIPPED_CONFIG, models_in, shipped
 from apps.language.offload.expert_tour import ExpertPart, expert_part
+from apps.language.seer.tour import GATES, BlockPart, block_part
 from apps.language.seqboat.digit_tour import digit_part
 from harness.evidence import Resamples, compare, moments
 from harness.report.page import Page, StopSkippedError, TourRow, TourStop, TourTask

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from apps.language.diagnose import beginnings, require_documents
-from apps.language.distill import digest_of
 from apps.language.scbench.asking import FULL, loaded
+from apps.language.seer.distill import digest_of
 from harness.evidence import Resamples, Row, compare, moments
 from harness.experiment import Figures, Job, Piece, Run
 from language.corpus import read_corpus

@@ -10,11 +10,12 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GraniteConfig
 
-from apps.language import block_study, distill
-from apps.language.block_study import make_map, maps_of, nats
-from apps.language.block_tour import GATES, block_part
-from apps.language.distill import model_with_gates
 from apps.language.generate import models_in, shipped
+from apps.language.seer import distill
+from apps.language.seer import study as block_study
+from apps.language.seer.distill import model_with_gates
+from apps.language.seer.study import make_map, maps_of, nats
+from apps.language.seer.tour import GATES, block_part
 from harness.experiment import Job
 from harness.figures import read_metrics
 from harness.files.piece import Piece

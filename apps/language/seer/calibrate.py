@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from apps.language.diagnose import beginnings, opened
-from apps.language.distill import digest_of, model_with_gates
+from apps.language.seer.distill import digest_of, model_with_gates
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
 from harness.experiment import Arrays, Job, Piece, Run
@@ -85,6 +85,26 @@ def make_errors(
     return dict(loss_errors(model, text, UNTRAINED if gates is None else CHOOSERS))
 
 
+def attached_block(model: nn.Module, gates: Path | None, block_size: int | None) -> int:
+    """Attach gates for prompts, of a file or untrained, and return the tokens of a block.
+
+    Raises:
+        GatesError: The file holds gates for decoding, or of another block.
+    """
+    if gates is None:
+        size = block_size or BLOCK
+        attach_block_gates(model, block_size=size)
+        return size
+    first = next(iter(load_block_gates(model, gates).values()))
+    size = first.gate.block_size
+    if first.kind != "prefill" or size != (block_size or size):
+        raise GatesError(
+            f"{gates} holds gates for {first.kind} in blocks of {size}, expected prefill and"
+            f" blocks of {block_size or size}: give others, or no --block_size"
+        )
+    return size
+
+
 def calibrate(
     place: Place,
     model: str,
@@ -120,18 +140,7 @@ def calibrate(
     pretrained = opened(place, model)
     pretrained.require_context(context)
     path = None if gates is None else Path(gates)
-    added = (
-        attach_block_gates(pretrained.model, block_size=block_size or BLOCK)
-        if path is None
-        else load_block_gates(pretrained.model, path)
-    )
-    first = next(iter(added.values()))
-    size = first.gate.block_size
-    if first.kind != "prefill" or size != (block_size or size):
-        raise GatesError(
-            f"{path} holds gates for {first.kind} in blocks of {size}, expected prefill and blocks"
-            f" of {block_size or size}: give others, or no --block_size"
-        )
+    size = attached_block(pretrained.model, path, block_size)
     if documents < 1 or context < 2 * size:
         raise GatesError(
             f"--documents is {documents} and --context {context}, expected at least 1 and two"

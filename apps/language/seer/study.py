@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from apps.language.diagnose import opened
-from apps.language.distill import Distillation, Recipe, digest_of, model_with_gates
+from apps.language.seer.distill import Distillation, Recipe, digest_of, model_with_gates
 from core_gates.attention.seer.decode import DecodeAttnGate, block_density
 from core_gates.attention.seer.gate import AttnGate, gate_distillation_loss
 from core_gates.errors import GatesError
