@@ -210,12 +210,14 @@ def pytest_collection_modifyitems(items):
 def daily(cases):
     """The cases of a function that run daily, which stand for the others.
 
-    Where a case starts a command these are the first and the last one. Elsewhere a function of more
-    than FEW cases keeps the last one and every one in which an argument has a value for the first
-    time: a table is tested whole, of a product each value once.
+    Where a case starts a command, or the function is marked `ends`, these are the first and the
+    last one. Elsewhere a function of more than FEW cases keeps the last one and every one in which
+    an argument has a value for the first time: a table is tested whole, of a product each value
+    once.
     """
-    if cases[0].path.relative_to(HERE).parts[0] in COMMANDS:
-        return {cases[0], cases[-1]}
+    first = cases[0]
+    if first.path.relative_to(HERE).parts[0] in COMMANDS or first.get_closest_marker("ends"):
+        return {first, cases[-1]}
     values, kept = set(), {cases[-1]}
     for case in cases:
         own = {(name, repr(value)) for name, value in case.callspec.params.items()}

@@ -54,6 +54,7 @@ def imported(tmp_path, code):
         ("recsys/__init__.py", "import video_multitask.leaks"),
     ],
 )
+@pytest.mark.ends("an interpreter a case")
 def test_a_domain_names_the_foreign_package_that_it_would_import(tmp_path, foreign, code):
     path = tmp_path / foreign
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -163,6 +163,7 @@ def test_compiled_trains_like_eager_in_one_compilation(
 @pytest.mark.fault("core A1")
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=AUTOGRAD)])
 @pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.ends("a compilation a case")
 def test_checkpointed_tokens_count_once(use_reentrant, compiled):
     plain, model = build(), build(use_reentrant=use_reentrant)
     call = torch.compile(model, backend="aot_eager", fullgraph=not use_reentrant)

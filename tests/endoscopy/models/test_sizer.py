@@ -218,6 +218,7 @@ def operations(model, inputs):
 
 
 @torch.no_grad()
+@pytest.mark.ends("two exports a case")
 def test_folded_equals_gated_without_any_further_operation(case):
     build, model, inputs = case
     gated = model(*inputs)
