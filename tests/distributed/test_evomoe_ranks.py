@@ -59,6 +59,7 @@ def train_all(folder):
     return {strategy: train(strategy, folder) for strategy in ("ddp", "fsdp2")}
 
 
+@pytest.mark.costly("two processes that train twice")
 def test_ranks_stay_equal_across_the_spawn(ranks, tmp_path):
     first, second = ranks(train_all, str(tmp_path))
     for strategy in ("ddp", "fsdp2"):

@@ -3,6 +3,7 @@
 from functools import partial
 
 import lightning as L
+import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed import all_reduce, is_initialized
@@ -98,6 +99,7 @@ def opened(kind, checkpoint):
     return {**module.model.state_dict()}, moments, module.lr_schedulers().get_last_lr()
 
 
+@pytest.mark.costly("three training runs on two ranks")
 def test_two_ranks_equal_one_process_and_their_checkpoints_open(two_ranks, tmp_path):
     found = two_ranks(train_all, str(tmp_path), tolerance=1e-10)
     for kind in KINDS:

@@ -27,7 +27,7 @@ def installed(tmp_path_factory):
     subprocess.run(build, check=True)
     (wheel,) = folder.glob("gatesuite-*.whl")
     site = folder / "site"
-    install = [*pip, "install", "--no-deps", "--no-index", "--target", site, wheel]
+    install = [*pip, "install", "--no-compile", "--no-deps", "--no-index", "--target", site, wheel]
     subprocess.run(install, check=True)
 
     def run(*arguments):

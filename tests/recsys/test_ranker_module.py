@@ -163,7 +163,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.ends("three trainings a case")
+@pytest.mark.ends("three fits a case")
 def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(kind, trainer, tmp_path):
     whole = made(**KINDS[kind])
     long = fit(trainer, whole, max_epochs=4)

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from diffusion.lora_file import FluxShape
 from diffusion.retrieval import EncoderConfig, LoraWeightEncoder, save_encoder
 
@@ -30,6 +32,7 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
 
 
+@pytest.mark.costly("six commands in a new interpreter")
 def test_no_library_of_models_is_imported(tmp_path):
     shape = FluxShape(num_layers=2, num_single_layers=2, num_heads=2, head_dim=8)
     encoder = LoraWeightEncoder(EncoderConfig(shape))

@@ -65,6 +65,7 @@ def test_every_day_is_predicted_by_what_was_known_before_it(study, settings):
         assert after.settings["start"] == before.fingerprint
 
 
+@pytest.mark.costly("a chain of trained networks")
 def test_the_chain_grows_and_moves_on_from_the_day_before(study):
     run = study()
     first, second = state(run, "once-s0"), state(run, "progressive-day20220411-s0")
