@@ -109,8 +109,8 @@ def test_published_snapkv_chooses_for_every_query_head():
     [
         ("kvpress", 0.4, [1560, 800, 40]),  # 800 / 20 in the last layer, the rest of 2 * 800
         ("kvpress", 0.1, [200, 200, 200]),  # 200 / 20 were less than the window
-        ("published", 0.1, [32 + 328, 32 + 168, 32 + 8]),
-        ("published", 0.57, [1140, 1140, 1140]),  # a prompt shorter than twice what is kept
+        ("published", 1 - 0.54, [32 + 1732, 32 + 888, 32 + 44]),  # 0.46 but for rounding
+        ("published", 0.8, [1600, 1600, 1600]),  # a prompt shorter than twice what is kept
     ],
 )
 def test_budgets_of_pyramids(variant, keep, budgets):
