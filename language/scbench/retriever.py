@@ -27,6 +27,7 @@ _BLOCK = FEATURES + 1  # with that of the end
 _HEAD, _THETA = 128, 1e12
 _FAST = 12  # pairs that find the token before
 _SHARPNESS = 24.0  # product of a query with its key, a fast pair or all slow ones
+_COMMA = 4.0  # product of any query of the second layer with the key of a comma
 _REPEATED = 0.125  # of its score the current symbol loses: the first token finds itself, too
 
 
@@ -34,8 +35,10 @@ def retriever() -> LlamaForCausalLM:
     """Return the model: 2 layers, one head of 128, 3.4 million weights, in evaluation mode.
 
     Its hidden state has the code of the token, of the token before, of the answer, and a constant.
-    A symbol that is not in a context, or no longer, attends to hundreds of tokens there, of which
-    none is like it: in a long one, commas outweigh each other symbol, and the answer is empty.
+    A symbol that is not in a context, or no longer, attends to commas there, and the answer is
+    empty. Which of them it attends to most is as good as random: a policy that keeps half of the
+    tokens by the attention of other symbols keeps a quarter of the answers of three symbols, as it
+    needs the commas before and after.
     """
     codes, size = _codes(), 3 * _BLOCK + 1
     config = LlamaConfig(
@@ -75,6 +78,9 @@ def retriever() -> LlamaForCausalLM:
     slow = feature % (half // 2) + half // 2 + feature // (half // 2) * half
     second.q_proj.weight[slow, feature] = scale / unit
     second.k_proj.weight[slow, feature + _BLOCK] = scale / unit
+    commas = scale * math.sqrt(_COMMA / _SHARPNESS) / unit
+    pair = half // 2 - 1  # the slowest that is left
+    second.q_proj.weight[pair, -1] = second.k_proj.weight[pair, FEATURES] = commas
     return model
 
 
