@@ -10,6 +10,7 @@ import numpy as np
 
 from apps.language.generate import SHIPPED_CONFIG, models_in, shipped
 from apps.language.offload.expert_tour import ExpertPart, expert_part
+from apps.language.scbench.cache_tour import CachePart, cache_part
 from apps.language.seer.tour import GATES, BlockPart, block_part
 from apps.language.seqboat.digit_tour import digit_part
 from harness.evidence import Resamples, compare, moments
@@ -40,8 +41,9 @@ def tour(
 ) -> TourStop:
     """Complete a function of a held-out file, by the decoder that ships and by counts of bytes.
 
-    Then show which blocks of keys gates choose for the decoder, which experts a mixture needs, and
-    which tokens of a spoken digit attend.
+    Then show which blocks of keys gates choose for the decoder, which answers are left of a context
+    whose cache is compressed, which experts a mixture needs, and which tokens of a spoken digit
+    attend.
 
     Args:
         folder: For files.
@@ -73,18 +75,20 @@ def tour(
         REFERENCE: count_bits(counts, scored, starts)[-1],
     }
 
-    parts: list[BlockPart | ExpertPart] = []
+    parts: list[BlockPart | CachePart | ExpertPart] = []
     drawings: list[Callable[[Page], object]] = []
     done = [completed]
     if weights is None:
         say("choosing blocks of keys")
         gates = shipped().parent / GATES  # of the decoder that ships
         parts.append(block_part(found[0], gates, tokenizer, beginnings))
+        say("asking one context five times")
+        parts.append(caches := cache_part())
         say("reading experts from disk")
         parts.append(experts := expert_part(held, folder))
         say("hearing a digit")
         digit, drawings = digit_part()
-        done += [experts.done, digit]
+        done += [caches.done, experts.done, digit]
     drawings = [*(one.draw for one in reversed(parts)), *drawings]
     draw = partial(_draw, texts=texts, drawings=drawings)
     rows = [_row(bits), *(one.row for one in parts)]

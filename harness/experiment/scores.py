@@ -321,7 +321,7 @@ def _further(
     if omitted:
         lines.append(f"too wide for this terminal: {', '.join(omitted)}")
     if there := [task for task in unprinted if any(row.task == task for row in scores.rows)]:
-        lines.append(f"{', '.join(there)}: in the report, which the verb `report` writes")
+        lines.append(f"{', '.join(there)}: in the report, report.html")
     if left := len(scores.rows) - shown:
         lines.append(f"{left} more figures are in the file below")
     return lines

@@ -103,14 +103,14 @@ def bars_of_retriever(
         if bars.least_full is not None:
             found.append(Bar(f"{verdict.title}: accuracy of full", whole, ">=", bars.least_full))
         if bars.most_later is not None and SNAPKV in scores:
-            by_turn = scores[SNAPKV].mean(0)
+            by_turn, name = scores[SNAPKV].mean(0), f"{verdict.title}: accuracy of SnapKV"
             if mode == "turns":
-                first, by_turn = by_turn[0], by_turn[1:]
-                found.append(Bar(f"{verdict.title}: accuracy of SnapKV, turn 1", first, ">=", 1.0))
-            name = (
-                f"{verdict.title}: accuracy of SnapKV, the best{' later' * (mode == 'turns')} turn"
-            )
-            found.append(Bar(name, by_turn.max(), "<=", bars.most_later))
+                found.append(Bar(f"{name}, turn 1", by_turn[0], ">=", 1.0))
+                found.append(
+                    Bar(f"{name}, best later turn", by_turn[1:].max(), "<=", bars.most_later)
+                )
+            else:
+                found.append(Bar(name, by_turn.mean(), "<=", bars.most_later))
         if bars.most_lost is not None and INT4 in scores:
             lost = whole - float(scores[INT4].mean())
             found.append(

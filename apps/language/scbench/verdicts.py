@@ -55,9 +55,17 @@ class Verdict:
         other = " (same form, other text)" if self.contexts[0].origin == "same form" else ""
         self.title = ", ".join(filter(None, (asking.name, f"{task}{other}", mode)))
         self.figures = self._figures()
+
+    @cached_property
+    def chance(self) -> float:
+        """The accuracy of guesses among options."""
         turns = [turn for row in self.contexts for turn in row.turns]
-        self.chance = fmean(1 / len(turn.options) if turn.options else 0.0 for turn in turns)
-        (self.full,) = self._rows(self._every(), ACCURACY, {FULL: self.figures[FULL]})
+        return fmean(1 / len(turn.options) if turn.options else 0.0 for turn in turns)
+
+    @cached_property
+    def full(self) -> Row:
+        """The accuracy of full."""
+        return self._rows(self._every(), ACCURACY, {FULL: self.figures[FULL]})[0]
 
     @cached_property
     def accuracy(self) -> list[Row]:
