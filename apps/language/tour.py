@@ -41,9 +41,8 @@ def tour(
 ) -> TourStop:
     """Complete a function of a held-out file, by the decoder that ships and by counts of bytes.
 
-    Then show which blocks of keys gates choose for the decoder, which answers are left of a context
-    whose cache is compressed, which experts a mixture needs, and which tokens of a spoken digit
-    attend.
+    Then show which blocks of keys gates choose, what answers are left when a cache is compressed,
+    which experts a mixture needs, and which tokens of a spoken digit attend.
 
     Args:
         folder: For files.
