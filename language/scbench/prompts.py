@@ -46,7 +46,13 @@ class Conversation:
 
 
 def conversation(
-    row: Row, tokenizer: Any, mode: Mode, *, max_length: int | None, own_answers: bool = False
+    row: Row,
+    tokenizer: Any,
+    mode: Mode,
+    *,
+    max_length: int | None,
+    own_answers: bool = False,
+    chat: bool = True,
 ) -> Conversation:
     """Return the tokens of a row.
 
@@ -59,13 +65,14 @@ def conversation(
         max_length: Most tokens that the model reads. The middle of a longer context is left out, so
             that there is place for the answers; of requests also for 1,000 tokens of a question.
         own_answers: Of turns: follow-ups see the answers of the model, not golden ones.
+        chat: Whether a chat template is used.
 
     Raises:
         GatesError: The length has no place for a context, the chat template none to cut, a
             question of Math.Find does not name what is asked for, or a golden answer is missing.
     """
     check_option("mode", mode, ("turns", "requests"), GatesError)
-    prompts = _Prompts(row, tokenizer)
+    prompts = _Prompts(row, tokenizer, chat=chat)
     golden: list[tuple[int, ...]] = [() for _ in row.turns]
     if mode == "requests":
         context = prompts.shared_context()
@@ -113,9 +120,9 @@ def _golden(answer: Answer, place: str) -> str:
 class _Prompts:
     """Parts of the prompts of a row; messages where the tokenizer has a chat template."""
 
-    def __init__(self, row: Row, tokenizer: Any) -> None:
+    def __init__(self, row: Row, tokenizer: Any, *, chat: bool = True) -> None:
         self.row, self.tokenizer = row, tokenizer
-        self.chat = bool(getattr(tokenizer, "chat_template", None))
+        self.chat = chat and bool(getattr(tokenizer, "chat_template", None))
 
     def first_turn(self) -> tuple[int, ...]:
         """Return the tokens of context and first question."""

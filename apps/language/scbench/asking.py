@@ -47,7 +47,8 @@ class Questions:
             middle of a longer context is left out.
         rows: Contexts of a task.
         data: Folder of the published files; contexts are generated if null.
-        words: Common words are the keys of ``kv``, for small models.
+        words: The keys of ``kv`` are common words and its values numbers, for small models.
+        chat: Prompts have the chat template of the tokenizer, if it has one.
         new_tokens: Most tokens of an answer; those of the task if null.
         own_answers: Turns follow the answers of the model instead of the right ones.
         seed: Of generated contexts.
@@ -61,6 +62,7 @@ class Questions:
     rows: int = 20
     data: str | None = None
     words: bool = False
+    chat: bool = True
     new_tokens: int | None = None
     own_answers: bool = False
     seed: int = 0
@@ -227,6 +229,7 @@ class Asking:
             "task": task,
             "context": shorter or self.loaded.context,
             "new_tokens": asked.new_tokens,
+            "chat": None if asked.chat else False,
             "own_answers": asked.own_answers and mode == "turns",
             "version": VERSION,
         }
@@ -267,8 +270,10 @@ def answer(piece: Piece, job: Job, folder: str, files: Mapping[str, str]) -> dic
     """Return the answers to the questions of one row; what they took is a fact of the record."""
     found, mode = loaded(folder), piece["mode"]
     row = rows_in(files[piece["task"]], piece["task"])[int(piece.keys["row"])]
-    asked = conversation(row, found.tokenizer, mode, max_length=piece.get("context"),
-                         own_answers=piece["own_answers"])  # fmt: skip
+    asked = conversation(
+        row, found.tokenizer, mode, max_length=piece.get("context"),
+        own_answers=piece["own_answers"], chat=piece.get("chat", True),
+    )  # fmt: skip
     if most := piece.get("new_tokens"):
         asked = replace(asked, new_tokens=tuple(min(most, n) for n in asked.new_tokens))
     policy = policy_of(**piece["policy"])

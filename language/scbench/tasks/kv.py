@@ -1,7 +1,8 @@
 """Retr.KV: the value of a key in an object of JSON.
 
-The official form has UUIDs. Small models fail on these, so keys may also be common words with three
-words as their value; or symbols, of which the vocabulary of the retriever consists.
+The official form has UUIDs. Small models fail on these, so keys may also be common words with a
+number of five digits as their value, and a question be the beginning of such a pair; or symbols, of
+which the vocabulary of the retriever consists.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from uuid import UUID
 from core_gates.errors import GatesError
 from language.scbench.row import Origin, Row, Turn
 from language.scbench.tasks.fitting import Tokens, depth_of, fit, spread
-from language.scbench.tasks.words import KEYS, VALUES
+from language.scbench.tasks.words import KEYS
 
 UUIDS, WORDS, SYMBOLS = "uuid", "words", "symbols"
 FORMS = (UUIDS, WORDS, SYMBOLS)
-NEW_TOKENS: Mapping[str, int | None] = {UUIDS: None, WORDS: 16, SYMBOLS: 3}
-PARTS = 3  # of the value of words and of symbols: one token could be decided by the prefill
+NEW_TOKENS: Mapping[str, int | None] = {UUIDS: None, WORDS: 8, SYMBOLS: 3}
+PARTS = 3  # of the value of symbols: one token could be decided by the prefill
+NUMBERS = range(10_000, 100_000)
 SYMBOL = re.compile(r"s\d{4}")
 QUESTION = 'Key: "{}"\nThe value associated with the specified key is: '
+PAIR = '\n"{}": "'
 
 
 def kv_row(
@@ -44,8 +47,9 @@ def kv_row(
     pairs = fit(_pairs(draws, form, symbols), _text, length, tokens)
     context = _text(pairs)
     asked = [pairs[place] for place in spread(draws, len(pairs))]
+    question = PAIR if form == WORDS else QUESTION
     turns = (
-        Turn(QUESTION.format(key), value, depth=depth_of(context, json.dumps(key) + ":"))
+        Turn(question.format(key), value, depth=depth_of(context, json.dumps(key) + ":"))
         for key, value in asked
     )
     origin: Origin = "exact" if form == UUIDS else "same form"
@@ -75,8 +79,8 @@ def random_uuid(draws: Random) -> str:
 def _pairs(draws: Random, form: str, symbols: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield keys, each once, with values, of which none occurs twice either."""
     if form == WORDS:
-        values = dict.fromkeys(" ".join(draws.sample(VALUES, PARTS)) for _ in range(2 * len(KEYS)))
-        yield from zip(draws.sample(KEYS, len(KEYS)), values, strict=False)
+        values = map(str, draws.sample(NUMBERS, len(KEYS)))
+        yield from zip(draws.sample(KEYS, len(KEYS)), values, strict=True)
     elif form == SYMBOLS:
         rest = iter(draws.sample(symbols, len(symbols)))
         for key, *value in zip(*[rest] * (1 + PARTS), strict=False):

@@ -1,4 +1,4 @@
-"""Common words: nouns as keys, adjectives as values."""
+"""Common words: nouns as keys."""
 
 _NOUNS = (
     "apple arm army artist aunt baby back bag baker ball banana band bank bar barn base basket "
@@ -29,17 +29,4 @@ _NOUNS = (
     "whale wheel wheat wife wind window wing winter wolf woman wood wool yard"
 )
 
-_ADJECTIVES = (
-    "able bad best big bitter black blind blue bold brave brief bright broad brown calm cheap "
-    "clean clear clever close cold common cool correct cruel dark dear deep dirty dry early "
-    "easy empty equal fair false famous fast fat fine firm flat free fresh full funny gentle "
-    "glad good grand gray great green happy hard heavy high honest hot huge hungry just kind "
-    "large last late lazy light little local lonely long loose loud low lucky mad main narrow "
-    "near neat new nice noisy odd old only open pale perfect plain poor pretty private proud "
-    "public pure quick quiet rare ready real red rich right ripe rough round sad safe sharp "
-    "short shy sick silent simple slow small smart smooth soft solid sour special steady "
-    "strange strict strong sudden sure sweet tall thick thin tight tiny tired true ugly usual "
-    "warm weak wet white whole wide wild wise wrong yellow young"
-)
-
-KEYS, VALUES = tuple(_NOUNS.split()), tuple(_ADJECTIVES.split())
+KEYS = tuple(_NOUNS.split())

@@ -102,6 +102,8 @@ def test_chats_are_what_the_template_makes_of_them_as_a_whole(task, byte_tokeniz
         assert first + cut == tokenizer.apply_chat_template(
             whole, add_generation_prompt=True, tokenize=False
         )
+    plain = texts(byte_tokenizer, task, "turns")
+    assert texts(tokenizer, task, "turns", chat=False) == plain
     first, _, later, golden, _ = texts(tokenizer, task, "turns")
     messages = [
         user(f"{context}\n\n{question.format('q1')}"),

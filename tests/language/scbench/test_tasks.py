@@ -11,7 +11,7 @@ from core_gates.errors import GatesError
 from language.scbench.row import TASKS
 from language.scbench.row_files import write_rows
 from language.scbench.tasks import generate
-from language.scbench.tasks.words import KEYS, VALUES
+from language.scbench.tasks.words import KEYS
 
 SOLVERS = runpy.run_path(str(Path(__file__).parent / "solver.py"))
 MADE = [name for name, task in TASKS.items() if task.generated]
@@ -99,15 +99,16 @@ def test_depths_are_where_the_answers_are(task, byte_tokenizer):
     assert len(orders) > 3  # early turns are not always about early places
 
 
-def test_words_are_short_and_never_both_key_and_value(merging_tokenizer):
-    assert not {*KEYS} & {*VALUES}
-    rows = generate("kv", 8, 700, 0, merging_tokenizer, "words")
-    solve(rows)
-    for row in rows:
+def test_words_have_numbers_and_are_asked_for_by_the_beginning_of_a_pair(merging_tokenizer):
+    assert len({*KEYS}) == len(KEYS)
+    for row in generate("kv", 8, 700, 0, merging_tokenizer, "words"):
         pairs = json.loads(row.context.partition("\n")[2])
-        assert {len(value.split()) for value in pairs.values()} == {3}
+        assert {*pairs} <= {*KEYS}
+        assert all(value.isdigit() and len(value) == 5 for value in pairs.values())
         assert len(set(pairs.values())) == len(pairs) > 10
-        assert (row.origin, [row.limit(turn) for turn in row.turns]) == ("same form", [16] * 5)
+        assert (row.origin, [row.limit(turn) for turn in row.turns]) == ("same form", [8] * 5)
+        for turn in row.turns:
+            assert row.context.count(f"{turn.input.strip()}{turn.answer}") == 1
 
 
 def test_symbols_occur_once_and_are_a_token_each():
