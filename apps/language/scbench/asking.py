@@ -29,7 +29,7 @@ from language.scbench.tasks import generate
 ANSWERS, ROWS = "answers", "rows"
 RETRIEVER, FULL, KEEP = "retriever", "full", "keep"
 VERSION = 1  # of what is asked and answered
-SAMPLED = 0.02  # seconds between two samples of the memory
+SAMPLED = 0.1  # seconds between two samples of the memory
 
 
 @dataclass(frozen=True)
@@ -199,11 +199,13 @@ class Asking:
 
     def files(self) -> dict[str, str]:
         """Return the file of the rows of each task; generated rows are written if they are not."""
+        if self.asked.data is not None:
+            return dict.fromkeys(self.rows, self.asked.data)
         files = {}
         for task, rows in self.rows.items():
             digest = short_digest([digest_of(row) for row in rows], 8)
-            path = Path(self.asked.data or self.run.folder / ROWS / f"{task}-{digest}.jsonl")
-            if self.asked.data is None and not path.is_file():
+            path = self.run.folder / ROWS / f"{task}-{digest}.jsonl"
+            if not path.is_file():
                 write_rows(path, rows)
             files[task] = str(path)
         return files
@@ -274,6 +276,11 @@ def answer(piece: Piece, job: Job, folder: str, files: Mapping[str, str]) -> dic
         row, found.tokenizer, mode, max_length=piece.get("context"),
         own_answers=piece["own_answers"], chat=piece.get("chat", True),
     )  # fmt: skip
+    if asked.truncated and row.origin != "file":
+        raise GatesError(
+            f"context, questions and answers are {asked.truncated} tokens longer than the"
+            f" {piece['context']} that the model reads: give a smaller --length"
+        )
     if most := piece.get("new_tokens"):
         asked = replace(asked, new_tokens=tuple(min(most, n) for n in asked.new_tokens))
     policy = policy_of(**piece["policy"])

@@ -164,10 +164,10 @@ class Verdict:
                 of_repository = functions.get(row.extra.get("repo", ""), [])
                 for turn, text in enumerate(texts):
                     scores[number, turn] = score(self.task, row.turns[turn], text, of_repository)
-                costs.append(flat(self.asking.store.record(piece_of_row).facts["cost"]))
+                costs.append(flatten(self.asking.store.record(piece_of_row).facts["cost"]))
             tensors[f"{label}|score"] = scores
             for name in costs[0]:
-                values = [cost[name] for cost in costs]
+                values = [math.nan if cost[name] is None else cost[name] for cost in costs]
                 tensors[f"{label}|{name}"] = torch.tensor(values, dtype=torch.float64)
         return tensors
 
@@ -225,14 +225,6 @@ class Verdict:
                     values[f"{stage}, tokens/s"] = tokens.sum() / seconds.sum()
             rows += [Row(label, self.title + COST, n, float(v)) for n, v in values.items()]
         return rows
-
-
-def flat(cost: Mapping[str, Any]) -> dict[str, float]:
-    """Return a cost with the figures of stages as ``seconds.prefill``; null is NaN."""
-    plain: dict[str, float] = {}
-    for name, value in flatten(cost).items():
-        plain[name] = math.nan if value is None else float(value)
-    return plain
 
 
 def as_lines(entries: Sequence[Mapping[str, Any]]) -> str:

@@ -157,6 +157,7 @@ def test_a_model_that_does_not_answer_is_not_ranked(gates):
         (("--policy", "full", "--keep", "0.5"), "--keep is given"),
         (("--length", "20k"), "reads at most 16384"),
         (("--length", "2.5k"), "tokens such as 300 or 2k"),
+        (("--policy", "kivi:bits=3"), "bits"),
         (("--new_tokens", 2), "answers of 3 tokens at least"),
         (("--data", "nowhere"), "nowhere"),
         (("--data", "data", "--rows", 9), "has 3 rows of kv, --rows is 9"),
