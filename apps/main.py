@@ -118,7 +118,7 @@ APPS: Mapping[str, App] = {
         {
             "prepare": "write the tokens of a corpus as memory maps, or make trees of ListOps",
             "fit": "train the decoder, resumable at any step",
-            "evaluate": "run a study: bits per byte, blocks of attention, adapters, offload",
+            "evaluate": "run a study: bits per byte, blocks of keys, adapters, offload, caches",
             "report": "write the report of a run as one HTML page",
             "generate": "continue prompts, streamed to the terminal",
             "diagnose": "measure by layer how a trained model attends, and its gates",

@@ -61,7 +61,7 @@ class LanguageTrainer(GatesRunTrainer):
         most_bits: float | None = None,
         train: bool = False,
         gates: tuple[str, ...] = (),
-        study: Literal["bytes", "blocks", "adapters", "offload"] = "bytes",
+        study: Literal["bytes", "blocks", "adapters", "offload", "scbench"] = "bytes",
     ) -> None:
         """Run the study that the configuration names; these are the options of ``bytes``.
 
@@ -78,8 +78,9 @@ class LanguageTrainer(GatesRunTrainer):
             gates: Gates of attention that are compared with the first, which is ``none`` or a place
                 from G1 to G5, and ``elementwise`` or ``headwise``; none if empty.
             study: ``bytes``, this one; ``blocks`` of attention that gates choose (configurations
-                ``seer``, ``seer_smollm2``); ``adapters`` (``sora``); or ``offload`` of experts to
-                a disk (``offload``). ``--study NAME --help`` lists the options of each.
+                ``seer``, ``seer_smollm2``); ``adapters`` (``sora``); ``offload`` of experts to a
+                disk (``offload``); or ``scbench``, policies of the KV cache (``scbench``).
+                ``--study NAME --help`` lists the options of each.
         """
         del model, study
         if not seeds or min(seeds) < 0:

@@ -41,7 +41,8 @@ class Questions:
         mode: ``turns``, where a question follows those before with their answers, and
             ``requests``, where it follows the context alone.
         policy: Policies, each a name or ``name:option=value:option=value``; ``full`` is added.
-        keep: Fractions of the tokens that are kept, for policies that have this option.
+        keep: Fractions of the tokens that are kept, for policies that have this option; 0.5 if
+            null.
         length: Tokens of a generated context, such as ``2k``, 2,048, which is the default. With
             ``data``, the most that the model reads, the question and the answers included: the
             middle of a longer context is left out.

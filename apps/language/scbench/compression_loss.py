@@ -29,11 +29,11 @@ class Texts:
     """Texts whose beginnings StreamingLLM compresses.
 
     Attributes:
-        texts: Their number; none are read if 0.
-        tokens: Of each.
-        prompt: Of these, at the beginning, which are compressed.
+        texts: Texts whose loss is measured after StreamingLLM; none if 0.
+        tokens: Tokens of a text.
+        prompt: Its first tokens, which are compressed.
         window: Last tokens of the prompt that are kept.
-        sinks: First tokens that are kept as well, a policy for each.
+        sinks: First tokens that are kept as well, each number a policy.
     """
 
     texts: int = 0
