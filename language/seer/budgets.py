@@ -184,8 +184,7 @@ def save_budgets(model: nn.Module, budgets: Budgets, path: str | Path) -> Path:
     options = {
         name: getattr(budgets, name) for name in ("block_size", "density", "length", "gates")
     }
-    tensors = {f"{name}.blocks": blocks for name, blocks in budgets.blocks.items()}
-    tensors |= {f"{name}.choosers": which for name, which in budgets.choosers.items()}
+    tensors = {n: torch.stack([m, budgets.choosers[n]]) for n, m in budgets.blocks.items()}
     options["choosers"] = CHOOSERS
     return write_gates(path, model, kind=KIND, options=options, tensors=tensors)
 
@@ -199,10 +198,5 @@ def load_budgets(model: nn.Module, path: str | Path) -> Budgets:
     options, tensors = read_gates(path, model, kind=KIND)
     if options.pop("choosers") != list(CHOOSERS):
         raise GatesError(f"{path} names other choosers than {', '.join(CHOOSERS)}: calibrate again")
-    blocks, choosers = (
-        {n.removesuffix(f".{part}"): x for n, x in tensors.items() if n.endswith(f".{part}")}
-        for part in ("blocks", "choosers")
-    )
-    if blocks.keys() != choosers.keys():
-        raise GatesError(f"{path} has blocks or choosers of a layer missing: calibrate again")
+    blocks, choosers = ({name: x[part] for name, x in tensors.items()} for part in (0, 1))
     return Budgets(blocks, choosers, **options)

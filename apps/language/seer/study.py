@@ -1,62 +1,64 @@
-"""Which blocks of keys hold the attention: distilled gates next to rivals that know less."""
+"""What block gates cost: loss over dense of prompts, next to rules and gates as sparse as they."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from apps.language.diagnose import opened
+from apps.language.seer.calibrate import calibration_tokens, mean_errors
 from apps.language.seer.distill import Distillation, Recipe, digest_of, model_with_gates
-from core_gates.attention.seer.decode import DecodeAttnGate, block_density
-from core_gates.attention.seer.gate import AttnGate, gate_distillation_loss
 from core_gates.errors import GatesError
+from core_gates.ops import block_sparse_attention
 from harness.command.verbs import Place
 from harness.evidence import Bar, Resamples, Row, Scores, compare, moments
-from harness.experiment import Arrays, Job, Piece, Store
+from harness.experiment import Arrays, Job, Piece
 from harness.files import Data
 from language.corpus import read_corpus
-from language.scoring import ratio
-from language.seer.attach import Attend, BlockGate, Kind, block_gates
+from language.seer.attach import Attend, BlockGate, Kind
 from language.seer.attention import AttentionInputs, attend_to_all
 from language.seer.block_files import load_block_gates
-from language.seer.distillation import SKIPPED
-from language.seer.recording import attending, logits_of, read, record, rows_of
+from language.seer.budgets import CHOOSERS, UNTRAINED, Budgets
+from language.seer.calibration import budgets_of, check_density
+from language.seer.recording import attending
 from language.seer.rivals import (
     BY_SUM,
     GATE,
-    ORACLE,
-    STATIC,
+    SCORES,
+    SINK_MEAN_POOL,
+    SINK_WINDOW,
     Score,
-    attend_to,
-    attention_map,
     attention_mass,
     chosen,
     kept_mass,
     scores_by,
-    scores_of,
-    static_scores,
+    with_first,
 )
 
-FIGURES, MAPS, DENSE, START = "figures", "maps", "dense", "start"
-MASS, KL, LOSS = "attention_mass", "row_kl", "loss_increase_nats"
-OF_ORACLE, OF_MOST = "mass_of_oracle", "mass_of_oracle_by_sum"
-UNTRAINED = "untrained gate"
-VERSION = 2
+FIGURES = "figures"
+MASS, LOSS = "attention_mass", "loss_increase_nats"
+RULES, UNIFORM = "rules with budgets", "gate, uniform"
+VERSION = 3
 NOTE = (
-    "Attention mass is the fraction of the attention of the base that lies in the chosen blocks, "
-    "averaged over queries, heads and layers; every method chooses equally many, its own block "
-    "among them. Two oracles are known only after attention: that by the largest attention in a "
-    "block, from which gates learn, and that by the sum, which no method exceeds. The static map "
-    "is the mean attention between blocks on the sequences that gates learn from, by layer and "
-    "head: it knows where blocks lie and not what is in them. Intervals are over documents and "
-    "seeds of the gates."
+    "Loss is that of the whole text in nats per token, less that of the model that reads "
+    "everything. The gate of a prompt is one of three choosers of a head, next to mean keys and "
+    "nearness; budgets of blocks and choosers were calibrated on training files. 'rules with "
+    "budgets' are the same without gates, calibrated by themselves: what gates add is the "
+    "difference to them, and not to the methods with equally many blocks in every head, of which "
+    "'gate, uniform' is one. All read the first block and their own. The oracle knows the "
+    "attention. Attention mass is the fraction of the attention of the base in the blocks that are "
+    "read; methods with more of it may lose more. Intervals are over documents and seeds."
 )
+Choose = Callable[[BlockGate, AttentionInputs], Tensor]
+"""Returns the kept blocks."""
+
+DIGITS = "0123456789"  # of a seed, after the name of a method
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,13 @@ class Measured:
 
     Args:
         held_out: Sequences of test documents.
-        fraction: Fraction of the blocks that methods choose, of which the mass is compared.
-        loss_fraction: Fraction of the blocks of prompts with which the loss is measured; 0 for
-            none.
+        fractions: Fractions of the blocks that methods read.
+        calibration: Training documents that budgets are calibrated on.
     """
 
     held_out: int = 16
-    fraction: float = 0.2
-    loss_fraction: float = 0.75
+    fractions: tuple[float, ...] = (0.176, 0.284)
+    calibration: int = 6
 
     def check(self) -> None:
         """Refuse values out of range.
@@ -80,29 +81,27 @@ class Measured:
         Raises:
             GatesError: One is.
         """
-        fits = 0 < self.fraction <= 1 and 0 <= self.loss_fraction <= 1
-        if self.held_out < 1 or not fits:
+        fits = self.fractions and all(0 < fraction <= 1 for fraction in self.fractions)
+        if min(self.held_out, self.calibration) < 1 or not fits:
             raise GatesError(
-                f"--held_out is {self.held_out}, --fraction {self.fraction} and --loss_fraction"
-                f" {self.loss_fraction}, expected a number from 1 and fractions up to 1"
+                f"--held_out is {self.held_out}, --fractions {[*self.fractions]} and --calibration"
+                f" {self.calibration}, expected numbers from 1 and fractions up to 1"
             )
 
 
 @dataclass(frozen=True)
 class Bars:
-    """What gates must reach.
+    """What gates for prompts must reach, with each of the fractions; null is no bar.
 
     Args:
-        least_of_oracle: Least mass of gates over that of the oracle; no bar if null.
-        above: Methods that gates must hold more mass than, by the paired interval.
-        most_kl: Most divergence of a row over that of untrained gates; no bar if null.
-        most_loss: Most increase of the loss of prompts in nats per token; no bar if null.
+        most_loss: Most nats over dense.
+        most_over_rule: Most nats over sink-mean-pool, the simplest good rule.
+        most_over_rules_with_budgets: Most nats over rules with budgets, upper end of the interval.
     """
 
-    least_of_oracle: float | None = None
-    above: tuple[str, ...] = ()
-    most_kl: float | None = None
-    most_loss: float | None = None
+    most_loss: tuple[float | None, ...] = ()
+    most_over_rule: tuple[float | None, ...] = ()
+    most_over_rules_with_budgets: tuple[float | None, ...] = ()
 
 
 def evaluate(
@@ -119,7 +118,7 @@ def evaluate(
     study: Literal["blocks"] = "blocks",
     overwrite: bool = False,
 ) -> None:
-    """Distill gates where they are missing, and compare the blocks that they choose with rivals.
+    """Distill gates where they are missing, calibrate budgets, and compare losses with rivals.
 
     Args:
         place: Filled in by the command line.
@@ -127,7 +126,7 @@ def evaluate(
         recipe: Filled in by the command line.
         measured: Filled in by the command line.
         bars: Filled in by the command line.
-        kinds: Kinds of gates, ``prefill`` and ``decode``.
+        kinds: Kinds of gates that are distilled, of which those for ``prefill`` are measured.
         corpus: Files, folders, or ``python``, of whose training and test documents the beginnings
             are read.
         seeds: Of the gates, which are trained once with each.
@@ -139,161 +138,153 @@ def evaluate(
     del study
     recipe.check()
     measured.check()
-    rivals = [STATIC, *scores_of("decode")]
-    if not kinds or (unknown := set(bars.above) - set(rivals)):
-        what = f"--above names {', '.join(unknown)}" if kinds else "--kinds is empty"
-        raise GatesError(f"{what}, expected prefill or decode, and {', '.join(rivals)}")
+    if not kinds:
+        raise GatesError("--kinds is empty, expected prefill or decode")
+    for fraction in measured.fractions:
+        check_density(fraction, -(-recipe.context // recipe.block_size))
     run = place.run(
         package="language", shipped=shipped, overwrite=overwrite, quick=quick, seeds=seeds
     )
     pretrained = opened(place, model)
-    rows: list[Row] = []
-    met: list[Bar] = []
-    said, data = [], [Data.of(pretrained.folder.name, "model", pretrained.folder)]
     for kind in kinds:
         made = Distillation(run, pretrained, model, corpus, kind, recipe, seeds)
-        texts = read_corpus(corpus).part("test")
-        held = made.sequences(texts, measured.held_out)
-        if len(held) < measured.held_out:
+        if run.quick and made.gates.missing(made.pieces):
             raise GatesError(
-                f"{len(held)} of {len(texts)} test documents have {recipe.context} tokens,"
-                f" --held_out is {measured.held_out}: lower it, or give more and longer ones by"
-                " --corpus"
+                "no gates are distilled yet and a quick run trains nothing: drop --quick"
             )
-        figures = _figures(made, held, measured)
-        kind_rows = rows_of_kind(kind, [*held], figures, measured)
-        rows, met = rows + kind_rows, met + bars_of_kind(kind, kind_rows, bars)
-        said.append(headline(kind, kind_rows))
-    run.finish(rows, met, seeds=seeds, data=data, headline=" ".join(said), notes=[NOTE])
+        made.obtain()
+    made = Distillation(run, pretrained, model, corpus, "prefill", recipe, seeds)
+    held = _held_out(made, corpus, measured.held_out)
+    rows = rows_of([*held], _figures(made, corpus, held, measured), measured)
+    run.finish(
+        rows, bars_of(rows, measured, bars), seeds=seeds, headline=headline(rows, measured),
+        data=[Data.of(pretrained.folder.name, "model", pretrained.folder)], notes=[NOTE],
+    )  # fmt: skip
+
+
+def _held_out(made: Distillation, corpus: Sequence[str], most: int) -> dict[str, list[int]]:
+    """Return the beginnings of test documents, by name.
+
+    Raises:
+        GatesError: There are too few.
+    """
+    texts = read_corpus(corpus).part("test")
+    held = made.sequences(texts, most)
+    if len(held) < most:
+        raise GatesError(
+            f"{len(held)} of {len(texts)} test documents have {made.recipe.context} tokens,"
+            f" --held_out is {most}: lower it, or give more and longer ones by --corpus"
+        )
+    return held
 
 
 def _figures(
-    made: Distillation, held: Mapping[str, Sequence[int]], measured: Measured
+    made: Distillation, corpus: Sequence[str], held: Mapping[str, Sequence[int]], measured: Measured
 ) -> list[dict[str, Tensor]]:
     """Return the figures of every held-out sequence, which are measured where they are missing."""
     run, store = made.run, made.run.store(FIGURES, Arrays())
-    if run.quick and made.gates.missing(made.pieces):
-        raise GatesError("no gates are distilled yet and a quick run trains nothing: drop --quick")
-    made.obtain()
-    digests, texts = [digest_of(ids) for ids in made.tokens.values()], [*made.tokens.values()]
-    mapped = Piece(made.kind, None, settings={**made.base, "sequences": digests})
-    maps = run.store(MAPS, Arrays())
-    look = partial(make_map, place=made.place, tokens=texts)
-    run.obtain(maps, [mapped], look, ticks=len(texts), unit="sequences", scoring=True)
+    paths, tested = made.obtain(), [digest_of(ids) for ids in held.values()]
     settings = {"gates": [piece.fingerprint for piece in made.pieces], "version": VERSION}
-    settings |= {"fraction": measured.fraction, "map": mapped.fingerprint}
-    settings["loss_fraction"] = measured.loss_fraction if made.kind == "prefill" else 0.0
+    settings |= {"fractions": [*measured.fractions]}
+    tokens = calibration_tokens(made.found, corpus, made.recipe.context, measured.calibration)
+    settings["calibration"] = digests = [digest_of(ids) for ids in tokens]
+    if leaked := set(tested) & set(digests):
+        raise GatesError(
+            f"{len(leaked)} held-out sequences are those of training documents, too: give other"
+            " texts by --corpus"
+        )
     pieces = [
         Piece(made.kind, None, {"n": n}, {**made.base, **settings, "tokens": digest_of(ids)})
         for n, ids in enumerate(held.values())
     ]
-    work = partial(
-        measure, place=made.place, tokens=[*held.values()], gates=made.gates, trained=made.pieces,
-        maps=maps.load(mapped, tested=[digest_of(ids) for ids in held.values()]),
-    )  # fmt: skip
+    for piece in made.pieces:
+        made.gates.load(piece, tested=tested)  # refuses gates that learned from one of them
+    budgets = [
+        _budgets(made, tokens, path, measured.fractions) for path in paths if store.missing(pieces)
+    ]
+    work = partial(measure, place=made.place, tokens=[*held.values()], paths=paths, budgets=budgets)
     run.obtain(store, pieces, work, scoring=True)
     return [store.load(piece) for piece in pieces]
 
 
-def make_map(
-    piece: Piece, job: Job, place: str, tokens: Sequence[Sequence[int]]
-) -> dict[str, Tensor]:
-    """Return the mean attention between blocks over sequences, by layer.
-
-    A kill costs what was read of one sequence.
-    """
-    model = model_with_gates(place, piece["kind"], piece["block_size"])
-    job.note(objects=piece["sequences"])
-    maps = []
-    for number, ids in enumerate(tokens):
-        maps.append(job.part(str(number), Arrays(), partial(maps_of, model, torch.tensor(ids))))
-        job.tick()
-    return {name: torch.stack([text_maps[name] for text_maps in maps]).mean(0) for name in maps[0]}
-
-
-def maps_of(model: Any, sequence: Tensor) -> dict[str, Tensor]:
-    """Return the attention between blocks of a sequence (T,), by layer."""
-    attention_maps = {}
-
-    def attend(gate: BlockGate, seen: AttentionInputs) -> Tensor:
-        attention_maps[gate.name] = attention_map(gate, seen)
-        return attend_to_all(seen)
-
-    read(model, sequence, attend)
-    return attention_maps
+def _budgets(
+    made: Distillation, tokens: Sequence[Sequence[int]], path: Path, fractions: Sequence[float]
+) -> dict[str, list[Budgets]]:
+    """Return budgets for each fraction, with the gates of a file and with rules alone."""
+    model = model_with_gates(made.place, "prefill", made.recipe.block_size)
+    load_block_gates(model, path)
+    errors = mean_errors(model, tokens, CHOOSERS)
+    return {
+        name: [budgets_of(errors, model, fraction, choosers) for fraction in fractions]
+        for name, choosers in ((GATE, CHOOSERS), (RULES, UNTRAINED))
+    }
 
 
 def measure(
-    piece: Piece, job: Job, place: str, tokens: Sequence[Sequence[int]], gates: Store[Any],
-    trained: Sequence[Piece], maps: Mapping[str, Tensor],
+    piece: Piece, job: Job, place: str, tokens: Sequence[Sequence[int]], paths: Sequence[Path],
+    budgets: Sequence[Mapping[str, Sequence[Budgets]]],
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Return the figures of one held-out sequence by layer, and losses.
+    """Return attention mass of one held-out sequence by layer, and losses of a prompt.
 
-    Attention mass has the name of a method, a number added to that of gates; the divergence of
-    gates ``row_kl`` and a number before it, and losses that of ``loss_increase_nats``.
+    A name is that of the figure, the method with the number of a seed, and the fraction.
     """
     del job
     model: Any = model_with_gates(place, piece["kind"], piece["block_size"])
-    tested = [digest_of(ids) for ids in tokens]
-    trained_gates = [
-        copies(load_block_gates(model, gates.load(gates_piece, tested=tested)))
-        for gates_piece in trained
-    ]
-    fresh = [copies(block_gates(model), gates_piece["seed"]) for gates_piece in trained]
-    methods: dict[str, Score] = {
-        **{f"{GATE}{n}": partial(scores_by, gates=seed_gates)
-           for n, seed_gates in enumerate(trained_gates)},
-        STATIC: partial(static_scores, maps=maps), **scores_of(piece["kind"]),
-    }  # fmt: skip
+    trained = [copies(load_block_gates(model, path)) for path in paths]
     sequence, figures = torch.tensor(tokens[int(piece.keys["n"])]), dict[str, list[float]]()
+    methods = methods_of(piece, trained, budgets)
 
     def attend(gate: BlockGate, seen: AttentionInputs) -> Tensor:
         """Return the output of a layer, dense, after measuring what every method keeps there."""
-        out, target = record(gate, seen)
-        for name, every in ((GATE, trained_gates), (START, fresh)):
-            for n, seed_gates in enumerate(every):
-                figures.setdefault(f"{KL}.{name}{n}", []).append(
-                    row_kl(seed_gates[gate.name], target)
-                )
         mass = attention_mass(gate, seen)
-        torch.manual_seed(1000 * int(piece.keys["n"]) + gate.layer)  # of the random rival
-        for name, score in methods.items():
-            mask = chosen(gate, score(gate, seen), piece["fraction"], len(sequence))
-            figures.setdefault(name, []).append(kept_mass(mass, mask))
-        rows = None
-        if gate.kind == "decode":
-            rows = rows_of(len(sequence)) // gate.gate.block_size
-        figures.setdefault("density", []).append(float(block_density(mask, rows)))
-        return out
+        for (name, fraction), choose in methods.items():
+            kept = kept_mass(mass, choose(gate, seen))
+            figures.setdefault(f"{MASS}/{name}/{fraction}", []).append(kept)
+        return attend_to_all(seen)
 
-    figures[f"{LOSS}.{DENSE}"] = [nats(model, sequence, attend)]
-    if fraction := piece["loss_fraction"]:
-        for name, score in methods.items():
-            less = partial(_sparse, score=score, fraction=fraction)
-            figures[f"{LOSS}.{name}"] = [nats(model, sequence, less)]
+    dense = nats(model, sequence, attend)
+    for (name, fraction), choose in methods.items():
+        more = nats(model, sequence, partial(_sparse, choose=choose)) - dense
+        figures[f"{LOSS}/{name}/{fraction}"] = [more]
     return {name: torch.tensor(values) for name, values in figures.items()}
 
 
-def _sparse(gate: BlockGate, seen: AttentionInputs, score: Score, fraction: float) -> Tensor:
-    return attend_to(gate, seen, score(gate, seen), fraction)
+def methods_of(
+    piece: Piece, trained: Sequence[Mapping[str, Any]],
+    budgets: Sequence[Mapping[str, Sequence[Budgets]]],
+) -> dict[tuple[str, float], Choose]:  # fmt: skip
+    """Return what chooses blocks, by name and fraction; gates have the number of a seed."""
+    methods: dict[tuple[str, float], Choose] = {}
+    for place, fraction in enumerate(piece["fractions"]):
+        scores: dict[str, Score] = {n: SCORES[n] for n in (SINK_WINDOW, SINK_MEAN_POOL, BY_SUM)}
+        for seed, gates in enumerate(trained):
+            scores[f"{UNIFORM}{seed}"] = partial(with_first, partial(scores_by, gates=gates))
+            for name, made in budgets[seed].items():
+                choose = partial(_by_budgets, budgets=made[place], gates=gates)
+                methods[f"{name}{seed}", fraction] = choose
+        for method, score in scores.items():
+            methods[method, fraction] = partial(_equally, score=score, fraction=fraction)
+    return methods
 
 
-def copies(gates: Mapping[str, BlockGate], seed: int | None = None) -> dict[str, Any]:
-    """Return copies of gates; with a seed, with the weights that their training began with."""
-    made = {name: copy.deepcopy(gate.gate) for name, gate in gates.items()}
-    if seed is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for gate in made.values():
-                gate.reset_parameters()
-    return made
+def _equally(gate: BlockGate, seen: AttentionInputs, score: Score, fraction: float) -> Tensor:
+    return chosen(score(gate, seen), fraction)
 
 
-def row_kl(gate: AttnGate | DecodeAttnGate, own: Mapping[str, Tensor]) -> float:
-    """Return the mean KL divergence per row, in nats, of a gate from its target."""
-    skip = SKIPPED if isinstance(gate, AttnGate) else 0.0
-    logits = logits_of(gate, own)
-    return float(gate_distillation_loss(logits, own["target"], skip=skip, reduction="row"))
+def _by_budgets(
+    gate: BlockGate, seen: AttentionInputs, budgets: Budgets, gates: Mapping[str, Any]
+) -> Tensor:
+    return budgets.choose(gate.name, partial(scores_by, gate, seen, gates), seen)
+
+
+def _sparse(gate: BlockGate, seen: AttentionInputs, choose: Choose) -> Tensor:
+    mask, size = choose(gate, seen), gate.gate.block_size
+    return block_sparse_attention(seen.q, seen.k, seen.v, mask, size, scale=seen.scale)
+
+
+def copies(gates: Mapping[str, BlockGate]) -> dict[str, Any]:
+    """Return copies of gates, by layer."""
+    return {name: copy.deepcopy(gate.gate) for name, gate in gates.items()}
 
 
 def nats(model: Any, sequence: Tensor, attend: Attend) -> float:
@@ -306,85 +297,72 @@ def nats(model: Any, sequence: Tensor, attend: Attend) -> float:
         return float(F.cross_entropy(logits, sequence[1:]))
 
 
-def rows_of_kind(
-    kind: Kind, names: Sequence[str], figures: Sequence[Mapping[str, Tensor]], measured: Measured
+def rows_of(
+    names: Sequence[str], figures: Sequence[Mapping[str, Tensor]], measured: Measured
 ) -> list[Row]:
-    """Return the rows of one kind of gates.
+    """Return losses and masses of all methods, and what the others have more than gates.
 
     Args:
-        kind: Of the gates.
         names: Held-out documents.
         figures: Of each, see `measure`.
         measured: What was measured.
     """
-    draws, task = Resamples.clusters(names), f"{kind}, {measured.fraction:.0%} of the blocks"
-    means = {
-        n: np.array([float(text_figures[n].mean()) for text_figures in figures]) for n in figures[0]
-    }
-    seeds = sum(name.startswith(f"{KL}.{GATE}") for name in means)
-
-    def every(make: Callable[[str], Scores]) -> dict[str, list[Scores]]:
-        gates = [make(f"{GATE}{n}") for n in range(seeds)]
-        return {GATE: gates, **{name: [make(name)] for name in (STATIC, *scores_of(kind))}}
-
-    rows = compare(every(lambda m: moments(means[m], name=MASS)), draws, task=task, reference=GATE)
-    for oracle, metric in ((ORACLE, OF_ORACLE), (BY_SUM, OF_MOST)):
-        of = partial(_of, means, oracle, metric)
-        rows += compare(every(of), draws, task=task)
-    rows.append(Row("all methods", task, "density", float(means["density"].mean())))
-    divergences = {
-        name: [moments(means[f"{KL}.{figure}{n}"], name=KL) for n in range(seeds)]
-        for name, figure in ((GATE, GATE), (UNTRAINED, START))
-    }
-    rows += compare(divergences, draws, task=f"{kind}, distillation")
-    if f"{LOSS}.{GATE}0" in means:
-        more = {n: losses - means[f"{LOSS}.{DENSE}"] for n, losses in means.items()}
-        named = f"{kind}, loss with {measured.loss_fraction:.0%} of the blocks"
-        rows += compare(every(lambda m: moments(more[f"{LOSS}.{m}"], name=LOSS)), draws,
-                        task=named, reference=GATE)  # fmt: skip
+    draws, rows = Resamples.clusters(names), list[Row]()
+    for fraction in measured.fractions:
+        for metric in (LOSS, MASS):
+            scores: dict[str, list[Scores]] = {}
+            for key in figures[0]:
+                figure, name, of = key.split("/")
+                if (figure, of) == (metric, str(fraction)):
+                    values = [float(text_figures[key].mean()) for text_figures in figures]
+                    scores.setdefault(name.rstrip(DIGITS), []).append(moments(values, name=metric))
+            rows += compare(scores, draws, task=task_of(fraction), reference=GATE)
     return rows
 
 
-def _of(means: Mapping[str, np.ndarray], oracle: str, metric: str, method: str) -> Scores:
-    return moments(np.stack([means[method], means[oracle]], 1), ratio, name=metric)
+def task_of(fraction: float) -> str:
+    """Return the name of rows with a fraction of the blocks."""
+    return f"prompts, {fraction:.0%} of the blocks"
 
 
-def bars_of_kind(kind: Kind, rows: Sequence[Row], wanted: Bars) -> list[Bar]:
-    """Return the bars of one kind of gates, from its rows."""
-    row_of = {(row.method, row.metric): row for row in rows if not row.versus}
+def bars_of(rows: Sequence[Row], measured: Measured, wanted: Bars) -> list[Bar]:
+    """Return the bars of gates for prompts, from their rows."""
     bars = []
-    if wanted.least_of_oracle is not None:
-        of = row_of[GATE, OF_ORACLE].value
-        bars.append(Bar(f"{kind}: mass over that of the oracle", of, ">=", wanted.least_of_oracle))
-    for row in rows:
-        if row.metric == MASS and row.versus and row.method in wanted.above:
-            name = f"{kind}: {row.method} less the gate, upper end of the interval"
-            bars.append(Bar(name, row.high, "<=", 0.0))
-    if wanted.most_kl is not None:
-        start = row_of[GATE, KL].value / row_of[UNTRAINED, KL].value
-        bars.append(Bar(f"{kind}: row KL over its start", start, "<=", wanted.most_kl))
-    if wanted.most_loss is not None and (GATE, LOSS) in row_of:
-        more = row_of[GATE, LOSS].value
-        bars.append(Bar(f"{kind}: increase of the loss", more, "<=", wanted.most_loss, "nats"))
+    for place, fraction in enumerate(measured.fractions):
+        task = task_of(fraction)
+        own, gaps = losses_of(rows, task)
+        rule, rules = gaps[SINK_MEAN_POOL], gaps[RULES]
+        for name, value, bar in (
+            ("nats over dense", own.value, wanted.most_loss),
+            (f"nats over {SINK_MEAN_POOL}", -rule.value, wanted.most_over_rule),
+            (f"nats over {RULES}, upper end of the interval", -rules.low,
+             wanted.most_over_rules_with_budgets),
+        ):  # fmt: skip
+            if place < len(bar) and (most := bar[place]) is not None:
+                bars.append(Bar(f"{task}: {name}", value, "<=", most, "nats"))
     return bars
 
 
-def headline(kind: Kind, rows: Sequence[Row]) -> str:
-    """Return a sentence on the scores of gates, of a content-free map and of the best rival."""
-    share = next(r for r in rows if (r.method, r.metric) == (GATE, OF_ORACLE))
-    gaps = {r.method: r for r in rows if (r.metric, r.versus) == (MASS, GATE)}
-    best = max(gaps.keys() - {ORACLE, BY_SUM}, key=lambda method: gaps[method].value)
-    verdict = "Content adds"
-    if gaps[STATIC].high >= 0:
-        verdict = "They are not above a map without content:"
-    return (
-        f"Gates for {kind} hold {share.value:.1%} of the attention that the oracle holds"
-        f" [{share.low:.1%}, {share.high:.1%}]. {verdict} {_more(gaps[STATIC])} of all attention,"
-        f" next to the static map; from the best rival, {best}, gates differ by"
-        f" {_more(gaps[best])}."
-    )
+def losses_of(rows: Sequence[Row], task: str) -> tuple[Row, dict[str, Row]]:
+    """Return the loss of gates with budgets, and what other methods lose more, by method."""
+    losses = [row for row in rows if (row.task, row.metric) == (task, LOSS)]
+    own = next(row for row in losses if row.method == GATE and not row.versus)
+    return own, {row.method: row for row in losses if row.versus}
 
 
-def _more(gap: Row) -> str:
-    """Return what gates hold more than a method."""
-    return f"{-gap.value:+.2%} [{-gap.high:+.2%}, {-gap.low:+.2%}]"
+def headline(rows: Sequence[Row], measured: Measured) -> str:
+    """Return a sentence for each fraction, on the losses of gates and of what needs no training."""
+    said = []
+    for fraction in measured.fractions:
+        own, gaps = losses_of(rows, task_of(fraction))
+        said.append(
+            f"With {fraction:.0%} of the blocks of prompts, gates with budgets lose"
+            f" {own.value:.3f} nats [{own.low:.3f}, {own.high:.3f}] over dense, next to {RULES}"
+            f" {_less(gaps[RULES])}, next to {SINK_MEAN_POOL} {_less(gaps[SINK_MEAN_POOL])}."
+        )
+    return " ".join(said)
+
+
+def _less(gap: Row) -> str:
+    """Return what gates lose more than a method."""
+    return f"{-gap.value:+.3f} [{-gap.high:+.3f}, {-gap.low:+.3f}]"

@@ -76,10 +76,10 @@ def block_part(
 
     def attend(gate: BlockGate, seen: AttentionInputs) -> Tensor:
         out, own = record(gate, seen)
-        mass, length = attention_mass(gate, seen), seen.q.shape[2]
+        mass = attention_mass(gate, seen)
         for name, found in kept.items():
             torch.manual_seed(gate.layer)  # of the random choice
-            mask = chosen(gate, scores[name](gate, seen), FRACTION, length)
+            mask = chosen(scores[name](gate, seen), FRACTION)
             found[-1].append(kept_mass(mass, mask))
         maps[gate.name] = logits_of(gate.gate, own).softmax(-1)[0], own["target"][0]
         return out

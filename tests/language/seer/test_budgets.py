@@ -175,11 +175,12 @@ def test_what_does_not_fit_is_refused_in_one_line(model, tiny, refused, tmp_path
     del budgets.blocks[last], budgets.choosers[last]
     refused(f"no heads of {last}, expected 4", choose_blocks, model, budgets)
     options = {"block_size": BLOCK, "density": 0.5, "length": 7, "gates": ""}
-    for choosers, said in ((CHOOSERS, "of a layer missing"), (("best",), "other choosers than")):
-        tensors = {"layers.0.self_attn.blocks": BLOCKS[0]}
-        facts = {**options, "choosers": choosers}
-        write_gates(path, model, kind=KIND, options=facts, tensors=tensors)
-        refused(said, load_budgets, model, path)
+    tensors = {name: torch.stack([BLOCKS[0], WHICH[0]]) for name in budgets.blocks}
+    facts = {**options, "choosers": ["best"]}
+    write_gates(path, model, kind=KIND, options=facts, tensors=tensors)
+    refused("other choosers than", load_budgets, model, path)
+    write_gates(path, model, kind=KIND, options=facts | {"choosers": CHOOSERS}, tensors=tensors)
+    refused(f"no heads of {last}", choose_blocks, model, load_budgets(model, path))
     refused("expected 'block'", load_like_gates, model, path)
 
 

@@ -10,19 +10,19 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GraniteConfig
 
+from apps.language.diagnose import beginnings
 from apps.language.generate import models_in, shipped
 from apps.language.seer import distill
-from apps.language.seer import study as block_study
-from apps.language.seer.distill import model_with_gates
-from apps.language.seer.study import make_map, maps_of, nats
+from apps.language.seer.calibrate import calibration_tokens
+from apps.language.seer.distill import digest_of
+from apps.language.seer.study import RULES, nats
 from apps.language.seer.tour import GATES, block_part
-from harness.experiment import Job
 from harness.figures import read_metrics
-from harness.files.piece import Piece
 from harness.report.page import Page
 from language import attach_block_gates, attach_output_gate, save_gates
-from language.corpus import Document
+from language.corpus import Document, read_corpus
 from language.hf.gate_file import read_tensors
+from language.hf.pretrained import open_pretrained
 from language.seer.attach import choose_blocks
 from language.seer.attention import attend_to_all
 from language.seer.block_files import load_block_gates
@@ -36,9 +36,9 @@ STEP = "training_step"
 STUDY = {
     "study": "blocks",
     "kinds": ["prefill", "decode"], "block_size": 4, "context": 16, "sequences": 6, "steps": 30,
-    "batch_size": 2, "learning_rate": 0.01, "held_out": 3, "fraction": 0.6, "loss_fraction": 0.5,
-    "least_of_oracle": 0.5, "most_kl": 0.999, "most_loss": 9.0, "corpus": ["corpus"],
-    "above": ["random", "mean-pool", "static-map", "quest"], "seeds": [0, 1],
+    "batch_size": 2, "learning_rate": 0.01, "held_out": 3, "fractions": [0.7, 1.0],
+    "calibration": 2, "most_loss": [9.0], "most_over_rules_with_budgets": [None, 0.1],
+    "corpus": ["corpus"], "seeds": [0, 1],
 }  # fmt: skip
 
 
@@ -129,9 +129,7 @@ def calibrate(trained, weights, *words):
     return trained.succeed("calibrate", "--model", weights, *sizes, *words, config=None)
 
 
-def test_budgets_are_calibrated_once_for_all_densities_and_read_by_generate(
-    distilled, trained, weights
-):
+def test_budgets_are_calibrated_to_the_density_and_read_by_generate(distilled, trained, weights):
     path = distilled["prefill"][0]
     said = calibrate(trained, weights, "--gates", path, "--density", 0.7).splitlines()
     read, made = (
@@ -147,17 +145,23 @@ def test_budgets_are_calibrated_once_for_all_densities_and_read_by_generate(
     model(torch.arange(16)[None])
     density = sum(gate.density for gate in gates.values()) / len(gates)
     assert 0.6 < density < 0.7 + 1e-6  # to a block of one of four heads
-    again = calibrate(trained, weights, "--gates", path, "--density", 1.0)
-    assert "missing" not in again
     words = ("--weights", weights, "--gates", path, "--sparse", f"budgets={made}")
     shown = generate(trained, *words, prompt="def add_1(a):").splitlines()[-2]
     assert shown.startswith("blocks read, by layer: ")
-    record = json.loads(
-        next((trained.folder / made).parent.glob("errors/*/record.json")).read_text()
-    )
-    assert len(record["objects"]) == 1
-    learned = json.loads((path.parent / "record.json").read_text())["objects"]
-    assert record["objects"][0] not in learned
+
+
+def test_budgets_are_calibrated_on_training_documents_that_gates_have_not_learned_from(
+    distilled, weights, trained, monkeypatch
+):
+    monkeypatch.chdir(trained.folder)
+    tokens = calibration_tokens(open_pretrained(weights, "cache"), ["corpus"], 16, 2)
+    learned = json.loads((distilled["prefill"][0].parent / "record.json").read_text())["objects"]
+    digests = {digest_of(ids) for ids in tokens}
+    assert len(digests) == 2
+    assert not digests & set(learned)
+    held = read_corpus(["corpus"]).part("test")
+    _, tested = beginnings(open_pretrained(weights, "cache"), held, 16, 99)
+    assert not digests & {digest_of(ids) for ids in tested}
 
 
 def test_without_gates_heads_choose_by_what_needs_no_training(trained, weights):
@@ -169,54 +173,37 @@ def test_without_gates_heads_choose_by_what_needs_no_training(trained, weights):
     assert model(torch.arange(16)[None]).logits.isfinite().all()
 
 
-def test_gates_are_compared_with_rivals(trained, study):
+def test_gates_with_budgets_are_compared_with_rivals(trained, study):
     said = trained.succeed("evaluate", config=study)
-    assert "Gates for prefill hold" in said
     content = json.loads((trained.folder / "runs/language/study/scores.json").read_text())
     rows = {(r["task"], r["method"], r["metric"], r["versus"]): r for r in content["rows"]}
     assert content["seeds"] == [0, 1]
-    rivals = {"gate", "oracle", "oracle-by-sum", "static-map", "random", "sink-window", "mean-pool"}
-    rivals |= {"sink-mean-pool"}
-    for kind, methods in (("prefill", rivals), ("decode", rivals | {"quest", "sink-quest"})):
-        task = f"{kind}, 60% of the blocks"
+    equal = {"sink-window", "sink-mean-pool", "oracle-by-sum", "gate, uniform"}
+    methods, losses = equal | {"gate", "rules with budgets"}, {}
+    for fraction in ("70%", "100%"):
+        task = f"prompts, {fraction} of the blocks"
         mass = {m: rows[task, m, "attention_mass", None]["value"] for m in methods}
-        assert all(0 < value < 1 for value in mass.values())
-        assert max(mass.values()) == mass["oracle-by-sum"]
-        assert mass["static-map"] > mass["random"]
-        of = rows[task, "gate", "mass_of_oracle", None]["value"]
-        assert of == pytest.approx(mass["gate"] / mass["oracle"], rel=1e-3)
-        gaps = {m: rows[task, m, "attention_mass", "gate"] for m in methods - {"gate"}}
-        best = max(gaps.keys() - {"oracle", "oracle-by-sum"}, key=mass.get)
-        more = -gaps[best]["value"]
-        assert f"rival, {best}, gates differ by {more:+.2%} [" in content["headline"]
-    assert 0 < rows["prefill, 60% of the blocks", "all methods", "density", None]["value"] < 1
-    losses = [r for r in content["rows"] if r["metric"] == "loss_increase_nats" and not r["versus"]]
-    assert len(losses) == len(rivals)
-    named = {bar["name"]: bar["met"] for bar in content["bars"]}
-    assert named["prefill: mass over that of the oracle"]
-    assert named["decode: row KL over its start"]
-    assert len(named) == 2 + 2 + 3 + 4 + 1
-    ends = {b["value"] for b in content["bars"] if b["name"].endswith("upper end of the interval")}
-    assert ends <= {row["high"] for row in content["rows"]}
+        assert {m for t, m, *_ in rows if t == task} == methods
+        assert all(0 < value < 1 + 1e-6 for value in mass.values())
+        losses[fraction] = {m: rows[task, m, "loss_increase_nats", None]["value"] for m in methods}
+        gap, own = rows[task, RULES, "loss_increase_nats", "gate"], losses[fraction]["gate"]
+        assert gap["value"] == pytest.approx(losses[fraction][RULES] - own, abs=1e-6)
+        assert f"lose {own:.3f} nats [" in content["headline"]
+        assert f"next to {RULES} {-gap['value']:+.3f} [" in content["headline"]
+    assert all(value == pytest.approx(1, abs=1e-6) for value in mass.values())
+    for method, value in losses["100%"].items():
+        assert abs(value) < 1e-5, method  # all is read
+    assert any(abs(value) > 1e-5 for value in losses["70%"].values())
+    assert [(bar["name"], bar["met"], bar["bar"]) for bar in content["bars"]] == [
+        ("prompts, 70% of the blocks: nats over dense", True, 9.0),
+        (
+            "prompts, 100% of the blocks: nats over rules with budgets, upper end of the interval",
+            True,
+            0.1,
+        ),
+    ]
+    assert "prompts, 70% of the blocks" in said
     assert "missing" not in trained.succeed("evaluate", config=study)
-
-
-def test_a_map_that_was_cut_off_is_continued(weights, tmp_path, cut_off):
-    piece = Piece("prefill", settings={"kind": "prefill", "block_size": 4, "sequences": ["a", "b"]})
-    tokens = [list(range(16)), list(range(40, 56))]
-    one, other = (
-        maps_of(model_with_gates(str(weights), "prefill", 4), torch.tensor(t)) for t in tokens
-    )
-    (tmp_path / "both").mkdir()
-
-    seen = cut_off(block_study, "maps_of", 2)
-    with pytest.raises(RuntimeError, match="cut off"):
-        make_map(piece, Job(tmp_path / "both"), str(weights), tokens)
-    both = make_map(piece, Job(tmp_path / "both"), str(weights), tokens)
-    assert len(seen) == 3
-    for name, found in both.items():
-        assert found.sum((1, 2)) == pytest.approx(1)
-        assert torch.allclose(found, (one[name] + other[name]) / 2)
 
 
 def test_losses_are_those_of_a_model_that_scales_its_logits():
@@ -308,8 +295,12 @@ def test_faulty_calls_are_one_line(distilled, trained, weights, study, faulty_in
         "a seed below 0": (faulty("--seed", -1), "seeds are -1, expected some from 0 on"),
         "no kinds": (
             ("language", "evaluate", "--config", study, "--kinds", "[]"), "--kinds is empty"),
-        "no such rival": (
-            ("language", "evaluate", "--config", study, "--above", "[all]"), "--above names all"),
+        "no fractions": (
+            ("language", "evaluate", "--config", study, "--fractions", "[]"),
+            r"--fractions \[\] and --calibration 2, expected numbers from 1 and fractions up to 1"),
+        "fewer blocks than one a row": (
+            ("language", "evaluate", "--config", study, "--fractions", "[0.3]", "--name", "few"),
+            "the density is 0.3, expected 0.4"),
         "no held-out": (
             ("language", "evaluate", "--config", study, "--held_out", "0"), "--held_out is 0"),
         "too few held out": (
