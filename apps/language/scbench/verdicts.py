@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from statistics import fmean
@@ -22,6 +23,7 @@ from language.scbench.runner import STAGES
 SCORES = "scores"
 ACCURACY, UNRANKED = "accuracy", "score"  # tables are sorted by the former alone
 LEAST = 0.25
+LISTED = re.compile(r"^\([A-Z]\) ", re.MULTILINE)  # an option of ICL.ManyShot
 BY_TURN, BY_DEPTH, BY_PART, COST = ": by turn", ": by depth", ": by part", ": cost"
 DEPTHS = 5  # parts of the context
 HELD, READ, PEAK = "fraction of the bytes of full", "fraction of the keys read", "more memory, MB"
@@ -58,9 +60,10 @@ class Verdict:
 
     @cached_property
     def chance(self) -> float:
-        """The accuracy of guesses among options."""
+        """The accuracy of guesses among options, those listed in a question included."""
         turns = [turn for row in self.contexts for turn in row.turns]
-        return fmean(1 / len(turn.options) if turn.options else 0.0 for turn in turns)
+        options = [len(turn.options) or len(LISTED.findall(turn.input)) for turn in turns]
+        return fmean(1 / number if number else 0.0 for number in options)
 
     @cached_property
     def full(self) -> Row:
@@ -163,7 +166,10 @@ class Verdict:
                 texts = self.asking.store.load(piece_of_row)["answers"]
                 of_repository = functions.get(row.extra.get("repo", ""), [])
                 for turn, text in enumerate(texts):
-                    scores[number, turn] = score(self.task, row.turns[turn], text, of_repository)
+                    scores[number, turn] = score(
+                        self.task, row.turns[turn], text, of_repository,
+                        language=row.extra.get("lang", "python"),
+                    )  # fmt: skip
                 costs.append(flatten(self.asking.store.record(piece_of_row).facts["cost"]))
             tensors[f"{label}|score"] = scores
             for name in costs[0]:

@@ -70,7 +70,7 @@ def test_a_package_that_is_not_installed_leaves_its_model_out(evaluated, monkeyp
 def verdict_of(full, options=()):
     """What is said of questions of one row each, of which full answers some."""
     verdict = Verdict.__new__(Verdict)
-    turn = Turn("a", "b", options)
+    turn = Turn("a\n(A) b\n(B) c", "b") if options == "listed" else Turn("a", "b", options)
     verdict.contexts = [Row("kv", n, "c", (turn,)) for n in range(len(full))]
     half = np.array(full, dtype=float)[:, None] * (np.arange(len(full)) % 2)[:, None]
     size = {"held_bytes": np.ones(len(full)), "full_bytes": np.full(len(full), 4.0)}
@@ -83,7 +83,7 @@ def verdict_of(full, options=()):
 @pytest.mark.parametrize(
     ("right", "options", "ranked"),
     [(40, (), True), (4, (), False), (14, (), False), (20, (), True), (20, ("a", "b"), False),
-     (38, ("a", "b"), True)],
+     (20, "listed", False), (38, ("a", "b"), True)],
 )  # fmt: skip
 def test_what_full_rarely_answers_is_not_ranked(right, options, ranked):
     verdict = verdict_of([1] * right + [0] * (40 - right), options)
