@@ -39,10 +39,9 @@ def scbench(place: Place, model: str, questions: Questions, overwrite: bool = Fa
     asking = Asking(run, questions, model_folder(place, model))
     asking.obtain(*((task, mode) for task in questions.task for mode in questions.mode))
     verdicts = [Verdict(asking, task, mode) for task in questions.task for mode in questions.mode]
-    entries = [entry for verdict in verdicts for entry in verdict.predictions()]
-    write_text(run.folder / PREDICTIONS, as_lines(entries))
-    costs = [entry for verdict in verdicts for entry in verdict.costs()]
-    write_text(run.folder / TIMINGS, as_lines(costs))
+    for number, name in enumerate((PREDICTIONS, TIMINGS)):
+        entries = [entry for verdict in verdicts for entry in verdict.entries()[number]]
+        write_text(run.folder / name, as_lines(entries))
     finish(run, verdicts)
 
 

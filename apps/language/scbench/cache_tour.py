@@ -91,14 +91,12 @@ def _figure(hits: dict[str, list[bool]], held: dict[str, int]) -> Figure:
     rows, turns = cells.shape
     figure = new_figure(LEFT + turns * CELL + 0.4, rows * CELL + 1.5)
     axes = place(figure, LEFT, 0.5, turns * CELL, rows * CELL)
-    axes.imshow(cells, ListedColormap([GRID, BLUE]), vmin=0, vmax=1, aspect="auto")
+    shades = ListedColormap([GRID, BLUE])
+    axes.pcolormesh(cells, cmap=shades, vmin=0, vmax=1, edgecolors="white", linewidth=2)
     names = [f"{name}, {held[name] / 1e6:.2f} MB" for name in hits]
-    axes.set_yticks(range(rows), names)
-    axes.set_xticks(range(turns), [str(turn + 1) for turn in range(turns)])
-    for edge in range(1, rows):
-        axes.axhline(edge - 0.5, color="white", linewidth=2)
-    for edge in range(1, turns):
-        axes.axvline(edge - 0.5, color="white", linewidth=2)
+    axes.set_yticks(np.arange(rows) + 0.5, names)
+    axes.set_xticks(np.arange(turns) + 0.5, [str(turn + 1) for turn in range(turns)])
+    axes.invert_yaxis()
     dress(axes, x="turn", grid=False, rows=True)
     axes.tick_params(length=0, labelsize=TEXT_SIZE)
     head(figure, "Right answers", "blue: right; one context, asked five times")

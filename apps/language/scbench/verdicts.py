@@ -114,25 +114,19 @@ class Verdict:
         figures = self.figures[label]
         return float(figures["held_bytes"].sum() / figures["full_bytes"].sum())
 
-    def predictions(self) -> Iterator[dict[str, Any]]:
-        """Yield every answer with its score."""
+    def entries(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return every answer with its score, and what the answers to every row took."""
+        answers, costs = [], []
         for label, pieces in self.asking.pieces(self.task, self.mode).items():
-            scores = self.figures[label]["score"]
             for number, (row, piece) in enumerate(zip(self.contexts, pieces, strict=True)):
+                where = {"task": self.task, "mode": self.mode, "policy": label, "row": row.id}
+                costs.append({**where, **self.asking.store.record(piece).facts["cost"]})
+                scores = self.figures[label]["score"][number].round(6).tolist()
                 texts = self.asking.store.load(piece)["answers"]
                 for turn, text in enumerate(texts):
-                    yield {
-                        "task": self.task, "mode": self.mode, "policy": label, "row": row.id,
-                        "turn": turn + 1, "prediction": text, "answer": row.turns[turn].answer,
-                        "score": round(float(scores[number, turn]), 6),
-                    }  # fmt: skip
-
-    def costs(self) -> Iterator[dict[str, Any]]:
-        """Yield what the answers to every row took."""
-        for label, pieces in self.asking.pieces(self.task, self.mode).items():
-            for row, piece in zip(self.contexts, pieces, strict=True):
-                where = {"task": self.task, "mode": self.mode, "policy": label, "row": row.id}
-                yield where | dict(self.asking.store.record(piece).facts["cost"])
+                    answer = {"prediction": text, "answer": row.turns[turn].answer}
+                    answers.append({**where, "turn": turn + 1, **answer, "score": scores[turn]})
+        return answers, costs
 
     def _figures(self) -> dict[str, dict[str, np.ndarray]]:
         """Return the figures by policy; what is missing is asked and scored."""
