@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from statistics import fmean
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from apps.language.scbench.asking import FULL, Asking
 from harness.evidence import Resamples, Row, compare, moments
+from harness.evidence.rows import ALPHA
 from harness.experiment import Arrays, Job, Piece, flatten
 from harness.files import short_digest
 from language.scbench.metrics import functions_by_repository, score
@@ -60,10 +62,12 @@ class Verdict:
 
     @cached_property
     def chance(self) -> float:
-        """The accuracy of guesses among options, those listed in a question included."""
+        """The accuracy of guesses among options, listed ones included, or of the usual answer."""
         turns = [turn for row in self.contexts for turn in row.turns]
         options = [len(turn.options) or len(LISTED.findall(turn.input)) for turn in turns]
-        return fmean(1 / number if number else 0.0 for number in options)
+        usual = max(Counter(turn.answer for turn in turns).values())
+        share = usual / len(turns) if usual > 1 else 0.0  # answers that never repeat say nothing
+        return max(share, fmean(1 / number if number else 0.0 for number in options))
 
     @cached_property
     def full(self) -> Row:
@@ -79,7 +83,7 @@ class Verdict:
     @property
     def ranked(self) -> bool:
         """Whether full is surely right often enough for policies to be compared with it."""
-        return self.full.low >= max(LEAST, self.chance)
+        return self.full.low > max(LEAST, self.chance)
 
     def rows(self) -> list[Row]:
         """Return accuracy and differences, accuracy by turn, depth and part, and the cost."""
@@ -92,14 +96,19 @@ class Verdict:
 
     def sentence(self) -> str:
         """Return what policies are level with full, or why nothing is ranked."""
-        full, limit = self.full, max(LEAST, self.chance)
+        full, rows = self.full, len(self.contexts)
+        if rows == 1:
+            return f"{self.title}: nothing is ranked, as one row has no interval: ask more."
         whole = f"full has {full.value:.2f} [{full.low:.2f}, {full.high:.2f}]"
         if not self.ranked:
             return (
-                f"{self.title}: nothing is ranked, as {whole}, which reaches below {limit:.2f}: a"
-                " model that rarely answers shows nothing of a policy."
+                f"{self.title}: nothing is ranked, as {whole}, which reaches down to"
+                f" {max(LEAST, self.chance):.2f}: a model that rarely answers shows nothing of a"
+                " policy."
             )
         gaps = [row for row in self.accuracy if row.versus]
+        if len(gaps) * 2.0 ** (1 - rows) >= ALPHA:  # the smallest p, see `harness.evidence.compare`
+            return f"{self.title}: {whole}; {rows} rows cannot show which policies are below it."
         below = {row.method for row in gaps if row.high < 0 and row.significant}
         level = [row.method for row in gaps if row.method not in below]
         said = f"{self.title}: {whole}; of {len(gaps)} policies {len(below)} are surely below it"
@@ -217,7 +226,9 @@ class Verdict:
         rows = []
         for label, of in self.figures.items():
             values = {"MB held": of["held_bytes"].mean() / 1e6, HELD: self.bytes_of(label)}
-            values |= {READ: np.nanmean(of["read"]), PEAK: of["peak_bytes"].mean() / 1e6}
+            values |= {READ: np.nanmean(of["read"])}
+            if (peaks := of["peak_bytes"][of["peak_bytes"] > 0]).size:  # 0: nothing was sampled
+                values[PEAK] = peaks.mean() / 1e6
             for stage in STAGES:
                 seconds, tokens = of[f"seconds.{stage}"], of[f"tokens.{stage}"]
                 values[f"{stage}, seconds"] = seconds.mean()

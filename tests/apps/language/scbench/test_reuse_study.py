@@ -12,10 +12,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from apps.language.scbench import reuse_study
 from apps.language.scbench.cache_tour import cache_part
-from apps.language.scbench.verdicts import Verdict
+from apps.language.scbench.verdicts import PEAK, Verdict
 from core_gates import GatesError
 from harness.report.page import Page
 from language.scbench.row import Row, Turn
+from language.scbench.runner import STAGES
 from language.tokenizer import ByteTokenizer
 from tests.fixtures.gates_in_folder import GatesInFolder
 
@@ -47,7 +48,9 @@ def test_bars_are_those_of_the_retriever(evaluated):
             name = f"answers of streaming:keep={keep} other than those that it keeps"
             assert met[f"{TITLE}, {mode}: {name}"]
     assert [source["name"] for source in content["data"]] == ["retriever", "kv of retriever"]
-    assert "policies 0 are surely below it" in evaluated.said  # three rows show nothing
+    told = " ".join(evaluated.said.split())
+    assert "3 rows cannot show which policies are below it." in told
+    assert "of the others" not in told
 
 
 def test_scores_are_taken_where_settings_agree(evaluated):
@@ -68,11 +71,13 @@ def test_a_package_that_is_not_installed_leaves_its_model_out(evaluated, monkeyp
     assert "nothing was scored" in evaluated.refuse(*command)
 
 
-def verdict_of(full, options=()):
+def verdict_of(full, options=(), answers="{}"):
     """What is said of questions of one row each, of which full answers some."""
-    verdict = Verdict.__new__(Verdict)
-    turn = Turn("a\n(A) b\n(B) c", "b") if options == "listed" else Turn("a", "b", options)
-    verdict.contexts = [Row("kv", n, "c", (turn,)) for n in range(len(full))]
+    verdict, asked = Verdict.__new__(Verdict), "a"
+    if options == "listed":
+        asked, options = "a\n(A) b\n(B) c", ()
+    turns = [(Turn(asked, answers.format(n, n % 2), options),) for n in range(len(full))]
+    verdict.contexts = [Row("kv", n, "c", turn) for n, turn in enumerate(turns)]
     half = np.array(full, dtype=float)[:, None] * (np.arange(len(full)) % 2)[:, None]
     size = {"held_bytes": np.ones(len(full)), "full_bytes": np.full(len(full), 4.0)}
     verdict.figures = {"full": {"score": np.array(full, dtype=float)[:, None], **size},
@@ -96,7 +101,35 @@ def test_what_full_rarely_answers_is_not_ranked(right, options, ranked):
 
 
 def test_one_row_is_not_ranked():
-    assert not verdict_of([1]).ranked
+    verdict = verdict_of([1])
+    assert not verdict.ranked
+    assert verdict.sentence() == "x: nothing is ranked, as one row has no interval: ask more."
+
+
+@pytest.mark.parametrize(("right", "ranked"), [(20, False), (38, True)])
+def test_answers_that_repeat_can_be_guessed(right, ranked):
+    verdict = verdict_of([1] * right + [0] * (40 - right), answers="({1})")
+    assert verdict.chance == 0.5
+    assert verdict.ranked == ranked
+    assert verdict_of([1] * 40, answers="a").chance == 1
+    assert not verdict_of([1] * 40, answers="a").ranked
+
+
+@pytest.mark.parametrize(("rows", "shows"), [(2, False), (5, False), (6, True)])
+def test_few_rows_recommend_nothing(rows, shows):
+    said = verdict_of([1] * rows).sentence()
+    assert (f"{rows} rows cannot show which policies are below it." in said) is not shows
+    assert ("of 1 policies" in said) is shows
+    assert not any(row.significant for row in verdict_of([1] * 5).accuracy if row.versus)
+
+
+def test_memory_that_was_not_sampled_is_left_out():
+    verdict = verdict_of([1] * 4)
+    for of, peak in zip(verdict.figures.values(), (0.0, 6e6), strict=True):
+        stages = {f"{kind}.{name}": np.ones(4) for kind in ("seconds", "tokens") for name in STAGES}
+        of |= {**stages, "read": np.ones(4), "peak_bytes": np.array([0, 0, peak, peak])}
+    shown = [(row.method, row.value) for row in verdict.rows() if row.metric == PEAK]
+    assert shown == [("other", 6.0)]
 
 
 @pytest.mark.costly("a causal language model is opened, and texts of the standard library are read")
