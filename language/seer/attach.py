@@ -53,6 +53,7 @@ class BlockGate(nn.Module):
             None: attention reads everything.
         attend: Takes the place of all this; None for nothing.
         context: Tokens of the sequences that the gate was distilled from; None: not known.
+        lent: Whether a cache policy attached it, and detaches it again.
         density: Fraction of the blocks that were read since a rule was set, of those that
             causality allows: by ``prefill`` gates in all calls of several tokens, by ``decode``
             gates in all calls after the prompt; None before the first one.
@@ -69,7 +70,7 @@ class BlockGate(nn.Module):
         self.selector: BlockSelector | Budgets | None = None
         self.attend: Attend | None = None
         self.context: int | None = None
-        self._warned, self._short = False, False
+        self.lent, self._warned, self._short = False, False, False
         self._kept: Tensor | None = None  # blocks read and allowed, which graphs do not guard
         self._hooks: list[Any] = []
         self._table: RotaryTable | None = None

@@ -247,7 +247,7 @@ class Asking:
                     keys={**keys, "task-": task, "mode-": mode, "row": row.id},
                     settings={
                         **self.settings(task, mode),
-                        "policy": {"name": policy.name, **asdict(policy)},
+                        **policy.settings(),
                         "content": digest_of(row),
                     },
                 )

@@ -1,7 +1,7 @@
 """What a policy of a KV cache is: which tokens are kept, which are read, and what that holds."""
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -32,7 +32,11 @@ class KVPolicy:
     @property
     def exact(self) -> bool:
         """Whether it changes nothing, so that its cache is left to compute as a plain one does."""
-        return False
+        return getattr(self, "keep", None) == 1
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides the answers that it leads to: by itself name and options."""
+        return {"policy": {"name": self.name, **asdict(self)}}
 
     def make_cache(self, model: nn.Module) -> Any:
         """Let a decoder of transformers attend by the policy, and return a cache for one batch.
@@ -128,11 +132,6 @@ class DroppingPolicy(KVPolicy):
     def __post_init__(self) -> None:
         """Refuse a fraction out of range."""
         check_keep(self.keep)
-
-    @property
-    def exact(self) -> bool:
-        """Whether all tokens are kept."""
-        return self.keep == 1
 
     def scores(self, layer: LayerState, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Return scores (B, K, T) of tokens, see `KVPolicy.prefill`; infinite: surely kept."""

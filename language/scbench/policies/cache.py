@@ -15,8 +15,9 @@ from transformers.masking_utils import sdpa_mask
 
 from core_gates.errors import GatesError
 from core_gates.ops import block_sparse_attention
-from language.hf.locate import base_of, locate_attention, refuse_encoders
-from language.seer.attention import FOREIGN, causal_attention
+from language.hf.locate import attached, base_of, locate_attention, refuse_encoders
+from language.seer.attach import BlockGate, detach_block_gates
+from language.seer.attention import CHILD, FOREIGN, causal_attention
 
 NAME = "gates_policy"
 """What this attention, and the mask that goes with it, are called in transformers."""
@@ -327,6 +328,12 @@ def _attention(
     return layer.attend(module, query, key, value, attention_mask, scale), None
 
 
+def take_gates_back(model: nn.Module) -> None:
+    """Detach the block gates that a policy attached for its own cache."""
+    if any(gate.lent for gate in attached(model, CHILD, BlockGate).values()):
+        detach_block_gates(model)
+
+
 def prepare(model: nn.Module) -> int:
     """Let a model attend through caches of policies; without one it attends by ``sdpa``.
 
@@ -350,6 +357,7 @@ def prepare(model: nn.Module) -> int:
             f"{where}{type(base).__name__} {why}, which no cache policy compresses: give a decoder"
             " whose layers all attend to everything before, such as Llama or Qwen3"
         )
+    take_gates_back(model)
     attentions = locate_attention(model)
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)

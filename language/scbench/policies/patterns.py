@@ -37,11 +37,6 @@ class AShapePolicy(KVPolicy):
         check_whole(0, sinks=self.sinks)
         check_whole(1, window=self.window)
 
-    @property
-    def exact(self) -> bool:
-        """Whether all tokens are attended to."""
-        return self.keep == 1
-
     def dense(self, length: int) -> int:
         """Return how many of the last tokens attend to everything."""
         return 0

@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,9 +13,10 @@ from torch.nn import functional as F
 from core_gates.attention.seer.decode import BlockSelector
 from core_gates.attention.seer.gate import pool_blocks
 from core_gates.errors import GatesError, check_whole
+from harness.files import content_digest
 from language.hf.locate import attached, base_of
 from language.scbench.policies.base import KVPolicy, check_keep, kept_tokens
-from language.scbench.policies.cache import LayerState
+from language.scbench.policies.cache import LayerState, take_gates_back
 from language.scbench.policies.dropping import window_attention
 from language.seer.attach import BlockGate, block_gates, choose_blocks
 from language.seer.attention import CHILD
@@ -45,11 +47,6 @@ class ReadingPolicy(KVPolicy):
         """Refuse options out of range."""
         check_keep(self.keep)
         check_whole(1, page=self.page)
-
-    @property
-    def exact(self) -> bool:
-        """Whether all pages are read."""
-        return self.keep == 1
 
     def page_scores(self, layer: LayerState, queries: Tensor, keys: Tensor) -> Tensor:
         """Return scores (B, K, N) of pages, see `KVPolicy.decode`; the last may be left out."""
@@ -136,6 +133,19 @@ class SeerCache(BlockCache):
         super().__init__(max(gate.layer for gate in gates) + 1, gates[0].gate.block_size)
         self._gates = [weakref.ref(gate) for gate in gates]  # which copies of the cache share
 
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Add tokens, see `BlockCache`.
+
+        Raises:
+            GatesError: Another cache was made since, which took the gates off.
+        """
+        if any(gate() is None for gate in self._gates):
+            raise GatesError(
+                "the gates of this cache were taken off when another was made: make a new one by"
+                " policy.make_cache(model), and use it before the next"
+            )
+        return super().update(*args, **kwargs)  # type: ignore[no-any-return]
+
     @property
     def read(self) -> float | None:
         """Mean fraction of the blocks that later calls have read; None before the first."""
@@ -156,7 +166,8 @@ class SeerPolicy(KVPolicy):
     """Lets gates choose the blocks that are read (SeerAttention-R, arXiv 2506.08889).
 
     The model has gates for decoding, see `language.seer.attach.attach_block_gates`, or gets those
-    of a file. It must lose them by ``detach_block_gates`` before it attends by another policy.
+    of a file until the next cache is made. It must lose others by ``detach_block_gates`` before it
+    attends by another policy.
 
     Attributes:
         keep: Fraction of the blocks that is read, next to the own one.
@@ -174,10 +185,10 @@ class SeerPolicy(KVPolicy):
         check_keep(self.keep)
         check_whole(0, sinks=self.sinks)
 
-    @property
-    def exact(self) -> bool:
-        """Whether all blocks are read."""
-        return self.keep == 1
+    def settings(self) -> dict[str, Any]:
+        """Return what decides its answers: the content of the file, too."""
+        digest = None if self.gates is None else content_digest(Path(self.gates)).sha256
+        return {**super().settings(), "gates": digest}
 
     def make_cache(self, model: nn.Module) -> Any:
         """Return a cache, see `KVPolicy.make_cache`.
@@ -185,8 +196,10 @@ class SeerPolicy(KVPolicy):
         Raises:
             GatesError: The model has no gates for decoding, or does not fit those of the file.
         """
+        take_gates_back(model)
         if self.gates is not None and not attached(model, CHILD, BlockGate):
-            load_block_gates(model, self.gates)
+            for gate in load_block_gates(model, self.gates).values():
+                gate.lent = True
         gates = list(block_gates(model).values())
         if gates[0].kind != "decode":
             raise GatesError(

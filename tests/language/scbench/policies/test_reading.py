@@ -12,11 +12,13 @@ from torch.testing import assert_close
 
 from core_gates.attention.seer.gate import pool_blocks
 from core_gates.errors import GatesError
+from harness.files.piece import Piece
 from language.scbench.policies.cache import LayerState
 from language.scbench.policies.registry import policy_of
-from language.seer.attach import attach_block_gates, detach_block_gates
+from language.seer.attach import attach_block_gates, block_gates, detach_block_gates
 from language.seer.block_files import save_block_gates
 from language.seer.rivals import page_bound
+from tests.language.scbench.policies.conftest import GREEDY
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "attention_sequence"
 
@@ -155,9 +157,46 @@ def test_gates_of_a_file_and_gates_that_are_missing(gated, tiny, tokens, tmp_pat
     ]
     assert torch.equal(*logits)
     with pytest.raises(GatesError, match="leaves its block gate out"):
-        model(tokens, cache=small("snapkv").make_cache(model))
-    detach_block_gates(model)
-    model(tokens, cache=small("snapkv").make_cache(model))
+        gated(tokens, cache=small("snapkv").make_cache(gated))
+    detach_block_gates(gated)
+    for one in (gated, model):
+        one(tokens, cache=small("snapkv").make_cache(one))
     attach_block_gates(model, "prefill")
     with pytest.raises(GatesError, match="choose for prompts, expected gates for decoding"):
         policy_of("seer").make_cache(model)
+
+
+def test_gates_of_files_give_way_to_other_policies(gated, tiny, tokens, tmp_path, small, answers):
+    first, second = (str(tmp_path / f"{n}.safetensors") for n in (1, 2))
+    save_block_gates(gated, first)
+    for gate in block_gates(gated).values():
+        gate.gate.load_state_dict({k: -x for k, x in gate.gate.state_dict().items()})
+    save_block_gates(gated, second)
+    policies = [policy_of("seer", gates=file) for file in (first, second)] + [small("snapkv")]
+    model = tiny()
+
+    def read(policy):
+        return torch.stack(
+            model.generate(
+                tokens, cache=policy.make_cache(model), max_new_tokens=4, **GREEDY
+            ).logits
+        )
+
+    alone = [answers(tiny(), tokens, policy)[:4] for policy in policies]
+    for index in (2, 0, 1, 0, 2, 1, 2):
+        assert torch.equal(read(policies[index]), alone[index])
+    assert not torch.equal(alone[0], alone[1])
+    cache = policies[0].make_cache(model)
+    policies[2].make_cache(model)
+    with pytest.raises(GatesError, match="gates of this cache were taken off"):
+        model(tokens, cache=cache)
+
+
+def test_other_gates_under_the_same_name_are_other_settings(tmp_path):
+    policy, seen = policy_of("seer", gates=str(tmp_path / "gates")), []
+    for content in (b"1", b"2", b"1"):
+        (tmp_path / "gates").write_bytes(content)
+        seen.append(Piece("seer", settings=policy.settings()).fingerprint)
+    assert seen[0] == seen[2] != seen[1]
+    plain = {"name": "seer", "keep": 0.5, "sinks": 1, "gates": None}
+    assert Piece("seer", settings=policy_of("seer").settings()).settings == {"policy": plain}
