@@ -125,14 +125,12 @@ def test_every_room_lists_its_names():
 
 
 @pytest.mark.fault("core S6")
-def test_every_public_name_is_documented():
-    pages = "".join(
-        (ROOT.parent / "docs" / page).read_text()
-        for page in ("reference/gates.md", "guide/core_gates.md")
-    )
-    words = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`\n]+)`", pages))))
-    public = {name for room_name in ROOMS for name in room(room_name).__all__}
-    assert sorted((public | set(core_gates.__all__)) - words) == []
+def test_the_reference_of_gates_has_every_gate():
+    page = (ROOT.parent / "docs/reference/gates.md").read_text()
+    words = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`\n]+)`", page))))
+    gates = {name for name in core_gates.__all__ if re.search("[a-z]Gate$", name)}
+    assert len(gates) > 20
+    assert sorted(gates - words) == []
 
 
 def test_operators_are_functions_whatever_was_imported_before():

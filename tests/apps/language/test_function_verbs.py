@@ -318,7 +318,7 @@ def test_a_configuration_names_its_study_by_one_key(monkeypatch, refuses, tmp_pa
     monkeypatch.setattr(training_verbs, "run_training_verb", lambda words: ran.append("bytes"))
     monkeypatch.setattr(seqboat_training, "run_training_verb", lambda words: ran.append("seqboat"))
     studies = {"seer": "seer.study", "seer_smollm2": "seer.study", "sora": "adapter_study"}
-    studies["offload"] = "offload.budget_study"
+    studies |= {"offload": "offload.budget_study", "scbench": "scbench.reuse_study"}
     for path in (Path(commands.__file__).parent / "configs").glob("*.yaml"):
         commands.main(["evaluate", "--config", path.stem])
         named = studies.get(path.stem)
@@ -330,7 +330,7 @@ def test_a_configuration_names_its_study_by_one_key(monkeypatch, refuses, tmp_pa
     own.write_text("evaluate: {study: [offload], budgets: [0.5]}\n")
     unnamed = tmp_path / "unnamed.yaml"
     unnamed.write_text("evaluate: {model: experts, budgets: [0.5]}\n")
-    known = "choose one of bytes, blocks, adapters, offload$"
+    known = "choose one of bytes, blocks, adapters, offload, scbench$"
     refuses(
         GatesError,
         (rf"^study is 'blok'; {known}", lambda: commands.main(["evaluate", "--study=blok"])),
@@ -346,11 +346,11 @@ def test_a_configuration_names_its_study_by_one_key(monkeypatch, refuses, tmp_pa
 @pytest.mark.fault("46 H7")
 def test_the_help_of_evaluate_lists_the_studies(trained):
     told = " ".join(trained.succeed("evaluate", "--help", config=None).split())
-    for study in ("bytes", "blocks", "adapters", "offload"):
+    for study in ("bytes", "blocks", "adapters", "scbench", "offload"):
         other = " ".join(
             trained.succeed("evaluate", "--study", study, "--help", config=None).split()
         )
         assert f"--study {{{study}}}" in other or study == "bytes"
-        assert study in told.split("--study {bytes,blocks,adapters,offload}")[1]
+        assert study in told.split("--study {bytes,blocks,adapters,offload,scbench}")[1]
     assert "--budgets" in other
     assert "--budgets" not in told

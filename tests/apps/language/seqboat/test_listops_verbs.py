@@ -71,7 +71,7 @@ def test_evaluate_compares_with_what_the_root_tells(listops):
     shown = " ".join(row.partition(",")[0] for row in rows)
     assert shown == min((tree.partition("\t")[0] for tree in trees), key=lambda t: t.count(" "))
     assert {row.partition(",")[2] for row in rows} <= {"0,0", "0,1", "1,0", "1,1"}
-    assert (drawn / "tree.png").stat().st_size > 10_000
+    assert (drawn / "tree.png").stat().st_size > 2_000  # as coarse as tests draw
 
 
 def test_what_activation_earns_on_trees(listops):

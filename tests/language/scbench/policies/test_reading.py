@@ -170,7 +170,7 @@ def test_gates_of_files_give_way_to_other_policies(gated, tiny, tokens, tmp_path
     first, second = (str(tmp_path / f"{n}.safetensors") for n in (1, 2))
     save_block_gates(gated, first)
     for gate in block_gates(gated).values():
-        gate.gate.load_state_dict({k: -x for k, x in gate.gate.state_dict().items()})
+        gate.gate.load_state_dict({k: x.flip(0) for k, x in gate.gate.state_dict().items()})
     save_block_gates(gated, second)
     policies = [policy_of("seer", gates=file) for file in (first, second)] + [small("snapkv")]
     model = tiny()
