@@ -7,7 +7,7 @@ a question of Math.Find derives its "What is …?" from itself, not from the las
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
 from typing import Any, Literal
 
@@ -62,8 +62,9 @@ def conversation(
             messages of a user.
         mode: ``turns``, each of which sees those before with their golden answers; or
             ``requests``, which see the context alone.
-        max_length: Most tokens that the model reads. The middle of a longer context is left out, so
-            that there is place for the answers; of requests also for 1,000 tokens of a question.
+        max_length: Most tokens that the model reads, questions and answers included: the middle of
+            a longer context is left out. Of a file at least the place that the published program
+            leaves is left: for all answers, and of requests for 1,000 tokens of a question.
         own_answers: Of turns: follow-ups see the answers of the model, not golden ones.
         chat: Whether a chat template is used.
 
@@ -87,24 +88,31 @@ def conversation(
                 golden[number], question = prompts.after_golden_answer(answer, turn)
                 questions.append(question)
     limits, length = tuple(row.limit(turn) for turn in row.turns), len(context)
-    if max_length is not None and length > (budget := _budget(row, mode, max_length)):
-        context = context[: budget // 2] + context[length - budget // 2 :]
-    truncated = length - len(context)
-    return Conversation(context, tuple(questions), tuple(golden), limits, truncated)
+    whole = Conversation(context, tuple(questions), tuple(golden), limits)
+    if max_length is None or length <= (budget := max_length - _taken(whole, row, mode)):
+        return whole
+    if budget < 2:
+        raise GatesError(
+            f"a length of {max_length} has no place for a context: questions and answers of"
+            f" {row.task} take {max_length - budget} tokens of it; give a longer one"
+        )
+    context = context[: budget // 2] + context[length - budget // 2 :]
+    return replace(whole, context=context, truncated=length - len(context))
 
 
-def _budget(row: Row, mode: Mode, max_length: int) -> int:
-    """Return the most tokens of a context, at least 2."""
+def _taken(whole: Conversation, row: Row, mode: Mode) -> int:
+    """Return the tokens that questions and answers take, of a file at least as published."""
+    read, taken = 0, 0
+    for question, golden, limit in zip(
+        whole.questions, whole.golden, whole.new_tokens, strict=True
+    ):
+        taken = max(taken, read + len(question) + limit)
+        if mode == "turns":  # an answer of the model where there is no golden one
+            read += len(question) + (len(golden) or limit)
     limits = row.new_tokens or TASKS[row.task].new_tokens
     answers = limits if isinstance(limits, int) else sum(limits.values()) / 2  # turns alternate
-    taken = int(answers * len(row.turns)) + REQUESTS_MARGIN * (mode == "requests")
-    if max_length - taken < 2:
-        raise GatesError(
-            f"a length of {max_length} has no place for a context: the answers of {row.task} take"
-            f" {taken} tokens of it, with {REQUESTS_MARGIN} for the question of a request; give a"
-            " longer one"
-        )
-    return max_length - taken
+    published = int(answers * len(row.turns)) + REQUESTS_MARGIN * (mode == "requests")
+    return max(taken, published) if row.origin == "file" else taken
 
 
 def _golden(answer: Answer, place: str) -> str:

@@ -167,8 +167,8 @@ def _row(record: Any, task: str, place: str, number: int) -> Row:
         f"{place}: origin is {origin!r}, expected {' or '.join(get_args(Origin))}",
     )
     _require(
-        new_tokens is None or (type(new_tokens) is int and new_tokens > 0),
-        f"{place}: new_tokens is {new_tokens!r}, expected a positive integer",
+        new_tokens is None or (type(new_tokens) is int and new_tokens >= 3),
+        f"{place}: new_tokens is {new_tokens!r}, expected an integer from 3",
     )
     extra = {name: value for name, value in record.items() if name not in ROW_FIELDS}
     for name in ("lang", "repo") if "repoqa" in (task, *TASKS[task].parts) else ():
@@ -243,8 +243,11 @@ def _fields(record: Any, place: str, expected: str) -> dict[str, Any]:
 
 
 def _text(value: Any, name: str, place: str) -> str:
-    """Return what must be text that is not empty."""
-    _require(isinstance(value, str) and value, f"{place}: {name} is {_kind(value)}, expected text")
+    """Return what must be text that is not blank."""
+    _require(
+        isinstance(value, str) and value.strip(),
+        f"{place}: {name} is {_kind(value)}, expected text",
+    )
     half = HALF.search(value)
     _require(
         half is None,
@@ -260,7 +263,7 @@ def _require(holds: object, message: str) -> None:
 
 def _kind(value: Any) -> str:
     """Return what a value of a file is, in words."""
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         return "missing" if value is None else "empty"
     kinds = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
     return {**kinds, list: "a list", dict: "an object"}.get(type(value), type(value).__name__)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, cached_property, partial
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,8 +45,8 @@ class Questions:
         keep: Fractions of the tokens that are kept, for policies that have this option; 0.5 if
             null.
         length: Tokens of a generated context, such as ``2k``, 2,048, which is the default. With
-            ``data``, the most that the model reads, the question and the answers included: the
-            middle of a longer context is left out.
+            ``data``, the most that the model reads, questions and answers included: the middle of
+            a longer context is left out.
         rows: Contexts of a task.
         data: Folder of the published files; contexts are generated if null.
         words: The keys of ``kv`` are common words and its values numbers, for small models.
@@ -76,13 +77,19 @@ class Questions:
         """
         for name in self.task:
             check_option("task", name, TASKS, GatesError)
-        if not self.task or not self.mode or self.rows < 1 or (self.new_tokens or 3) < 3:
+        fewest = 3 if self.new_tokens is None else self.new_tokens
+        if not self.asked or self.rows < 1 or fewest < 3:
             raise GatesError(
                 f"--task is {list(self.task)}, --mode {list(self.mode)}, --rows {self.rows} and"
                 f" --new_tokens {self.new_tokens}: expected tasks, modes, rows from 1, and answers"
                 " of 3 tokens at least, as the first one is read before the cache is compressed"
             )
         self.policies()
+
+    @property
+    def asked(self) -> list[tuple[str, Mode]]:
+        """The tasks and modes, each pair once."""
+        return [*dict.fromkeys(product(self.task, self.mode))]
 
     @property
     def tokens(self) -> int | None:
@@ -99,10 +106,10 @@ class Questions:
         return int(match[1]) * (1024 if match[2] else 1)
 
     def policies(self) -> dict[str, KVPolicy]:
-        """Return the policies by their names in tables, ``full`` first.
+        """Return the policies by their names in tables, ``full`` first, each once.
 
         Raises:
-            GatesError: One does not exist, or has no such option.
+            GatesError: One does not exist, has no such option, or has one twice.
         """
         found: dict[str, KVPolicy] = {FULL: policy_of(FULL)}
         for text in self.policy:
@@ -111,11 +118,16 @@ class Questions:
                 pair.partition("=")[0]: yaml.safe_load(pair.partition("=")[2]) for pair in pairs
             }
             check_option("policy", name, POLICIES, GatesError)
+            if len(options) < len(pairs):
+                raise GatesError(
+                    f"--policy has {text!r}, where an option occurs twice: give it once"
+                )
             kept = KEEP in {field.name for field in fields(POLICIES[name])} - options.keys()
             for keep in (self.keep or (0.5,)) if kept else (None,):
                 own = options if keep is None else {KEEP: keep, **options}
                 label = ":".join([name, *(f"{key}={value}" for key, value in own.items())])
-                found[label] = policy_of(name, **own)
+                if (policy := policy_of(name, **own)) not in found.values():
+                    found[label] = policy
         if self.keep and not any(hasattr(policy, KEEP) for policy in found.values()):
             raise GatesError(f"--keep is given, and none of {', '.join(found)} has this option")
         return found
@@ -281,6 +293,11 @@ def answer(piece: Piece, job: Job, folder: str, files: Mapping[str, str]) -> dic
         raise GatesError(
             f"context, questions and answers are {asked.truncated} tokens longer than the"
             f" {piece['context']} that the model reads: give a smaller --length"
+        )
+    size = found.model.get_input_embeddings().weight.shape[0]
+    if (last := max(chain(asked.context, *asked.questions, *asked.golden))) >= size:
+        raise GatesError(
+            f"the tokenizer has token {last}, the model has {size}: get both of the same folder"
         )
     if most := piece.get("new_tokens"):
         asked = replace(asked, new_tokens=tuple(min(most, n) for n in asked.new_tokens))

@@ -37,8 +37,8 @@ def scbench(place: Place, model: str, questions: Questions, overwrite: bool = Fa
     questions.check()
     run = place.run(overwrite=overwrite, verb="scbench")
     asking = Asking(run, questions, model_folder(place, model))
-    asking.obtain(*((task, mode) for task in questions.task for mode in questions.mode))
-    verdicts = [Verdict(asking, task, mode) for task in questions.task for mode in questions.mode]
+    asking.obtain(*questions.asked)
+    verdicts = [Verdict(asking, task, mode) for task, mode in questions.asked]
     for number, name in enumerate((PREDICTIONS, TIMINGS)):
         entries = [entry for verdict in verdicts for entry in verdict.entries()[number]]
         write_text(run.folder / name, as_lines(entries))

@@ -77,9 +77,8 @@ def evaluate(
             said.append(f"{model} is not measured: {error}")
             continue
         asking = Asking(run, questions, folder, model)
-        for task in questions.task:
-            for mode in questions.mode:
-                verdicts[model, task, mode] = Verdict(asking, task, mode)
+        for task, mode in questions.asked:
+            verdicts[model, task, mode] = Verdict(asking, task, mode)
         if texts.texts and model != RETRIEVER:
             losses += rows_of_loss(run, texts, folder, model)
     met = [*bars_of_retriever(verdicts, bars), *bars_of_loss(losses, texts, bars)]

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -179,8 +180,31 @@ def test_answers_have_the_length_of_the_task_or_of_the_row(byte_tokenizer):
         (row_of("repoqa_and_kv"), (1024, 80)), (row_of("summary_with_needles"), (800, 15)),
     ]:  # fmt: skip
         assert conversation(row, byte_tokenizer, "turns", max_length=None).new_tokens == limits
-    short = row_of("kv", new_tokens=3)
-    assert len(conversation(short, byte_tokenizer, "turns", max_length=26).context) == 20
+
+
+def read_at_most(said, mode, own):
+    """Tokens that a model has read when the last answer is whole."""
+    if mode == "requests":
+        return len(said.context) + max(map(len, said.questions)) + said.new_tokens[0]
+    kept = sum(said.new_tokens[:-1]) if own else sum(map(len, said.golden))
+    return len(said.context) + sum(map(len, said.questions)) + kept + said.new_tokens[-1]
+
+
+@pytest.mark.parametrize(("mode", "own"), [("turns", False), ("turns", True), ("requests", False)])
+def test_questions_and_answers_are_of_the_length(mode, own, byte_tokenizer):
+    turns = tuple(Turn(f"{n} " * 40, "golden" * (n + 1)) for n in range(3))
+    row = Row("kv", 5, "some text" * 99, turns, origin="exact", new_tokens=3)
+    options = {"own_answers": own}
+    whole = conversation(row, byte_tokenizer, mode, max_length=None, **options)
+    length = read_at_most(whole, mode, own)
+    assert conversation(row, byte_tokenizer, mode, max_length=length, **options) == whole
+    cut = conversation(row, byte_tokenizer, mode, max_length=length - 1, **options)
+    assert cut.truncated in (1, 2)
+    of_file = conversation(
+        replace(row, origin="file"), byte_tokenizer, mode, max_length=1100, **options
+    )
+    left = 1100 - read_at_most(of_file, mode, own)
+    assert left in ((0, 1) if mode == "turns" else (916, 917))
 
 
 def test_what_gives_no_conversation_is_refused(byte_tokenizer, refused):

@@ -206,7 +206,10 @@ FAULTS = [
     ("summary_with_needles", "task is 'kv', expected scbench_summary or", turn(task="scbench_kv")),
     ("kv", "id is text, expected an integer", row(id="7")),
     ("kv", "origin is 'x', expected file or exact", row(origin="x")),
-    ("kv", "new_tokens is 0, expected a positive", row(new_tokens=0)),
+    ("kv", "new_tokens is 0, expected an integer from 3", row(new_tokens=0)),
+    ("kv", "new_tokens is 2, expected an integer from 3", row(new_tokens=2)),
+    ("kv", "turn 1: answer is empty, expected text", turn(answer=" \n")),
+    ("vt", "turn 1: an answer is empty, expected text", turn(answer=["a", " "])),
 ]  # fmt: skip
 
 

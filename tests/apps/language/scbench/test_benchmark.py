@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from apps.language.scbench.asking import Questions
 from language.scbench.retriever import retriever_tokenizer
 from language.scbench.row_files import read_rows, write_rows
 from language.scbench.tasks import generate
@@ -100,7 +101,7 @@ def test_order_changes_nothing(gates):
     few = (*RETRIEVER, "--rows", 1)
     gates.succeed(*few, "--name", "one", "--policy", "streaming,streaming:sinks=9")
     gates.succeed(*few, "--name", "two", "--policy", "streaming:sinks=9,full,streaming",
-                  "--mode", "requests,turns")  # fmt: skip
+                  "--mode", "requests,turns,turns", "--task", "kv,kv")  # fmt: skip
     one, two = (gates.run.with_name(name) / PREDICTIONS for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
     policies = {"full", "streaming:keep=0.5", "streaming:keep=0.5:sinks=9"}
@@ -160,6 +161,8 @@ def test_a_model_that_does_not_answer_is_not_ranked(gates):
         (("--length", "2.5k"), "tokens such as 300 or 2k"),
         (("--policy", "kivi:bits=3"), "bits"),
         (("--new_tokens", 2), "answers of 3 tokens at least"),
+        (("--new_tokens", 0), "answers of 3 tokens at least"),
+        (("--policy", "kivi:bits=4:bits=2"), "occurs twice"),
         (("--data", "nowhere"), "nowhere"),
         (("--data", "data", "--rows", 9), "has 3 rows of kv, --rows is 9"),
         (("--policy", "streaming:sinks=300", "--name", "sinks"), "300"),
@@ -167,6 +170,30 @@ def test_a_model_that_does_not_answer_is_not_ranked(gates):
 )
 def test_what_cannot_be_asked_is_refused_in_one_line(gates, words, said):
     assert said in gates.refuse(*RETRIEVER, *words)
+
+
+def test_policies_of_the_same_settings_are_one():
+    policy = ("kivi", "kivi:bits=4", "kivi:bits=4:group=32", "full", "kivi:bits=2")
+    assert [*Questions(policy=policy).policies()] == ["full", "kivi", "kivi:bits=2"]
+
+
+def test_a_tokenizer_of_another_model_is_refused_in_one_line(gates):
+    config = LlamaConfig.from_pretrained(gates.folder / "random")
+    config.vocab_size, config.eos_token_id = 100, None
+    LlamaForCausalLM(config).save_pretrained(gates.folder / "narrow")
+    retriever_tokenizer().save_pretrained(gates.folder / "narrow")
+    command = (
+        "language",
+        "scbench",
+        "--model",
+        "narrow",
+        "--data",
+        "data",
+        "--length",
+        "2k",
+        *SMALL[2:],
+    )
+    assert "the model has 100" in gates.refuse(*command)
 
 
 def test_another_model_or_other_data_is_not_mixed_in(gates):
