@@ -122,7 +122,8 @@ def test_official_rows_are_written_as_they_are(files, tmp_path, name):
     assert both[0] == both[1]
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+LETTERS = st.characters(exclude_categories=["Cs"])
+TEXT = st.text(LETTERS, min_size=1, max_size=30).filter(str.strip)
 ANSWERS = {"mf": st.integers(-(2**62), 2**62), "vt": st.lists(TEXT, min_size=1).map(tuple)}
 
 
@@ -142,7 +143,7 @@ def made_rows(draw):
         context = st.lists(st.integers(-9, 9), min_size=1).map(str) if task == "mf" else TEXT
         extra = {"lang": "python", "repo": draw(TEXT)} if task == "repoqa_and_kv" else {}
         origin = draw(st.sampled_from(["file", "exact", "same form"]))
-        limit = draw(st.one_of(st.none(), st.integers(1, 99)))
+        limit = draw(st.one_of(st.none(), st.integers(3, 99)))
         turns = tuple(turn() for _ in range(draw(st.integers(1, 3))))
         return Row(task, number, draw(context), turns, extra, origin, limit)
 

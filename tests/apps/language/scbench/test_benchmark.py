@@ -182,18 +182,8 @@ def test_a_tokenizer_of_another_model_is_refused_in_one_line(gates):
     config.vocab_size, config.eos_token_id = 100, None
     LlamaForCausalLM(config).save_pretrained(gates.folder / "narrow")
     retriever_tokenizer().save_pretrained(gates.folder / "narrow")
-    command = (
-        "language",
-        "scbench",
-        "--model",
-        "narrow",
-        "--data",
-        "data",
-        "--length",
-        "2k",
-        *SMALL[2:],
-    )
-    assert "the model has 100" in gates.refuse(*command)
+    command = ("language", "scbench", "--model", "narrow", "--data", "data", "--length", "2k")
+    assert "the model has 100" in gates.refuse(*command, *SMALL[2:])
 
 
 def test_another_model_or_other_data_is_not_mixed_in(gates):
