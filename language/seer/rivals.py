@@ -18,6 +18,8 @@ from language.seer.recording import inputs_of, logits_of, record
 GATE, ORACLE, BY_SUM = "gate", "oracle", "oracle-by-sum"
 RANDOM, SINK_WINDOW = "random", "sink-window"
 MEAN_POOL, SINK_MEAN_POOL = "mean-pool", "sink-mean-pool"
+VERTICAL_SLASH = "vertical-slash"
+LAST = 64  # queries of a prompt that vertical-slash looks at, as MInference does
 
 Score = Callable[[BlockGate, AttentionInputs], Tensor]
 """Returns scores of blocks (B, H, N, N) of a prompt."""
@@ -70,6 +72,30 @@ def mean_scores(gate: BlockGate, seen: AttentionInputs) -> Tensor:
     return mean_pool_logits(seen.q.transpose(1, 2), seen.k.transpose(1, 2), gate.gate.block_size)
 
 
+def line_scores(gate: BlockGate, seen: AttentionInputs) -> Tensor:
+    """Score by the columns and diagonals that the last queries attend to (MInference, 2407.02490).
+
+    A column of blocks has the attention of the last queries to its tokens. A diagonal of blocks has
+    that of all diagonals of tokens, as far as they cross it: the share of queries at a distance of
+    tokens whose key lies so many blocks back. A block has the larger of both, so that the best
+    blocks of a row are those of the best columns and diagonals.
+    """
+    size, length = gate.gate.block_size, seen.q.shape[2]
+    keys = seen.k.repeat_interleave(seen.q.shape[1] // seen.k.shape[1], 1)
+    place = torch.arange(length, device=keys.device)
+    back = place[-LAST:, None] - place
+    weights = (seen.q[:, :, -LAST:] @ keys.mT * seen.scale).masked_fill(back < 0, -torch.inf)
+    weights = weights.softmax(-1) / len(back)
+    columns = F.pad(weights.sum(2), (0, -length % size)).unflatten(-1, (-1, size)).sum(-1)
+    by_token = torch.zeros_like(weights[:, :, 0])
+    by_token.index_add_(-1, back.clamp(min=0).flatten(), weights.flatten(2))  # the future has 0
+    block = torch.arange(columns.shape[-1], device=keys.device)
+    crossed = (1 - (place[:, None] / size - block).abs()).clamp(min=0)
+    diagonals = by_token @ crossed.to(by_token.dtype)
+    distance = (block[:, None] - block).clamp(min=0)
+    return torch.maximum(columns[:, :, None], diagonals[:, :, distance])
+
+
 def with_first(score: Score, gate: BlockGate, seen: AttentionInputs) -> Tensor:
     """Score as another method does, but the first block highest."""
     scores = score(gate, seen).clone()
@@ -104,6 +130,7 @@ SCORES: dict[str, Score] = {
     SINK_WINDOW: recent_scores,
     MEAN_POOL: mean_scores,
     SINK_MEAN_POOL: partial(with_first, mean_scores),
+    VERTICAL_SLASH: partial(with_first, line_scores),
 }
 """What learns nothing."""
 
