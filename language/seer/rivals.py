@@ -76,8 +76,8 @@ def line_scores(gate: BlockGate, seen: AttentionInputs) -> Tensor:
     """Score by the columns and diagonals that the last queries attend to (MInference, 2407.02490).
 
     A column of blocks has the attention of the last queries to its tokens. A diagonal of blocks has
-    that of all diagonals of tokens, as far as they cross it: the share of queries at a distance of
-    tokens whose key lies so many blocks back. A block has the larger of both, so that the best
+    that of all diagonals of tokens, as far as they cross it: by the fraction of queries whose key,
+    so many tokens back, lies so many blocks back. A block has the larger of both, so that the best
     blocks of a row are those of the best columns and diagonals.
     """
     size, length = gate.gate.block_size, seen.q.shape[2]
