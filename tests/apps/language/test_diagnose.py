@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoModelForCausalLM, BertConfig, LlamaConfig
 
 from language import attach_output_gate, save_gates
+from language.hf import pretrained
 
 SHORT = ("--config", "null", "--corpus", "corpus", "--tokens", 12, "--documents", 3)
 
@@ -67,7 +68,8 @@ def test_gates_of_a_file(trained, weights, gates_file):
     assert "goes to the first token of one document; the largest activation is" in said
 
 
-def test_misuse_is_one_line(trained, weights, gates_file, faulty_inputs):
+def test_misuse_is_one_line(trained, weights, gates_file, faulty_inputs, monkeypatch):
+    monkeypatch.setattr(pretrained, "PACKAGE", "absent")
     model = str(weights)
     call = ("language", "diagnose", "--corpus", "corpus", "--name", "new", "--model")
     bert = {"encoder": lambda path: BertConfig().save_pretrained(path)}
