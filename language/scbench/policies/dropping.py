@@ -1,5 +1,6 @@
 """Policies that drop tokens of the prompt, as NVIDIA/kvpress computes them or as published."""
 
+import zlib
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -179,3 +180,27 @@ class KeyDiffPolicy(DroppingPolicy):
         """Score tokens by the angle between their keys and the mean direction of keys."""
         keys = keys.float()
         return -F.cosine_similarity(keys, F.normalize(keys, dim=-1).mean(2, keepdim=True), dim=-1)
+
+
+@dataclass(frozen=True)
+class ChancePolicy(DroppingPolicy):
+    """Keeps blocks of tokens by chance, which any policy must beat; a prompt has one draw.
+
+    Attributes:
+        block: Tokens of a block.
+    """
+
+    name: ClassVar[str] = "chance"
+    block: int = 16
+
+    def __post_init__(self) -> None:
+        """Refuse options out of range."""
+        super().__post_init__()
+        check_whole(1, block=self.block)
+
+    def scores(self, layer: LayerState, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Score all tokens of a block alike."""
+        batch, heads, length, _ = keys.shape
+        draws = torch.Generator().manual_seed(zlib.crc32(keys.float().cpu().numpy().tobytes()))
+        blocks = torch.rand(batch, heads, -(-length // self.block), generator=draws)
+        return blocks.repeat_interleave(self.block, -1)[..., :length].to(keys.device)

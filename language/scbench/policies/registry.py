@@ -8,6 +8,7 @@ from typing import Any
 from core_gates.errors import GatesError, check_option
 from language.scbench.policies.base import FullPolicy, KVPolicy, StreamingPolicy
 from language.scbench.policies.dropping import (
+    ChancePolicy,
     H2OPolicy,
     KeyDiffPolicy,
     KNormPolicy,
@@ -21,7 +22,7 @@ from language.scbench.policies.reading import OraclePolicy, QuestPolicy, SeerPol
 
 KINDS: tuple[type[KVPolicy], ...] = (
     *(FullPolicy, StreamingPolicy, SnapKVPolicy, PyramidKVPolicy, H2OPolicy),
-    *(TOVAPolicy, KNormPolicy, KeyDiffPolicy),
+    *(TOVAPolicy, KNormPolicy, KeyDiffPolicy, ChancePolicy),
     *(KIVIPolicy, QuestPolicy, OraclePolicy, SeerPolicy, AShapePolicy, TriShapePolicy),
 )
 

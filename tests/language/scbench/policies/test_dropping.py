@@ -126,6 +126,17 @@ def test_published_knorm_keeps_the_first_layers():
         assert (300 if kept is None else kept.shape[-1]) == held
 
 
+def test_chance_keeps_blocks_which_a_prompt_decides():
+    policy = policy_of("chance", keep=0.5)
+    layer, *tensors = state(heads=2, key_heads=2, length=320)
+    kept = policy.prefill(layer, *tensors)
+    assert torch.equal(kept, policy.prefill(layer, *tensors))
+    assert (kept[0].unflatten(-1, (10, 16)).diff(dim=-1) == 1).all()
+    assert not torch.equal(kept[0, 0], kept[0, 1])
+    tensors[1] = tensors[1] + 1
+    assert not torch.equal(kept, policy.prefill(layer, *tensors))
+
+
 class Largest(TorchDispatchMode):
     """Remembers the elements of the largest tensor that is computed."""
 
