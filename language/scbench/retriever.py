@@ -37,8 +37,7 @@ def retriever() -> LlamaForCausalLM:
     Its hidden state has the code of the token, of the token before, of the answer, and a constant.
     A symbol that is not in a context, or no longer, attends to commas there, and the answer is
     empty. Which of them it attends to most is as good as random: a policy that keeps half of the
-    tokens by the attention of other symbols keeps a quarter of the answers of three symbols, as it
-    needs the commas before and after.
+    tokens by the attention of other symbols keeps the three symbols of an answer by chance.
     """
     codes, size = _codes(), 3 * _BLOCK + 1
     config = LlamaConfig(
