@@ -21,7 +21,7 @@ def two_digits(value):
 def test_the_table_of_the_retriever_is_of_what_ships():
     both = [shipped(f"kv-of-retriever-mode-{mode}") for mode in ("turns", "requests")]
     rows = re.findall(r"^\| `([\w-]+)`(?:, (\d) bits)? \| (\S+) \| (.+) \|$", PAGE, re.MULTILINE)
-    assert len(rows) == 14
+    assert len(rows) == 15
     for name, bits, held, figures in rows:
         labels = [f"{name}:bits={bits}"] if bits else [f"{name}:keep={k}" for k in (0.5, 0.25)]
         expected = [two_digits(one[f"{k}|score"].mean()) for k in labels for one in both]

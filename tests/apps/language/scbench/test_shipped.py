@@ -21,7 +21,7 @@ def test_scores_of_the_retriever_ship_and_meet_their_bars(tmp_path):
     assert all(bar["met"] for bar in content["bars"])
     rows = [row for row in content["rows"] if row["metric"] == "accuracy" and not row["versus"]]
     accuracy = {(row["task"].rpartition(", ")[2], row["method"]): row["value"] for row in rows}
-    assert len(accuracy) == 2 * 26
+    assert len(accuracy) == 2 * 28
     for mode in ("turns", "requests"):
         assert accuracy[mode, "full"] == accuracy[mode, "oracle:keep=0.25"] == 1
         assert accuracy[mode, "streaming:keep=0.25"] < accuracy[mode, "streaming:keep=0.5"] < 0.6
