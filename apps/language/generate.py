@@ -143,10 +143,10 @@ def model_of(
     name = weights if elsewhere else folder_of(place, weights)
     pretrained = open_pretrained(str(name), place.run_folder.path.parent / "cache")
     attached = load_block_gates(pretrained.model, gates)
-    block_size = next(iter(attached.values())).gate.block_size
+    first = next(iter(attached.values()))
     rule, _, path = sparse.partition("=")
     budgets = load_budgets(pretrained.model, path) if rule == BUDGETS else None
-    choose_blocks(pretrained.model, budgets or selector_of(sparse, block_size))
+    choose_blocks(pretrained.model, budgets or selector_of(sparse, first))
     return StreamedModel(pretrained), pretrained.tokenizer, read_marks(pretrained.folder)
 
 
@@ -176,8 +176,14 @@ def reader_of(place: Place, weights: str | None) -> Any:
     return model
 
 
-def selector_of(sparse: str, block_size: int) -> BlockSelector:
+def selector_of(sparse: str, gate: Any) -> BlockSelector:
     """Return the rule of blocks that an option names, such as ``token_budget=1024``.
+
+    Gates for decoding always read the first block and the last two, which count.
+
+    Args:
+        sparse: Rule and value.
+        gate: One of the `BlockGate` that choose.
 
     Raises:
         GatesError: There is no such rule, or the value is out of range.
@@ -195,7 +201,9 @@ def selector_of(sparse: str, block_size: int) -> BlockSelector:
             f"--sparse {sparse}: expected a {expected} after =; give one RULE=VALUE"
         ) from error
     try:
-        return BlockSelector(**{name: number}, block_size=block_size)  # type: ignore[arg-type]
+        always = {"sinks": 1, "recent": 2} if gate.kind == "decode" else {}
+        options = {name: number, "block_size": gate.gate.block_size, **always}
+        return BlockSelector(**options)  # type: ignore[arg-type]
     except ValueError as error:
         raise GatesError(f"--sparse {sparse}: {error}; give one RULE=VALUE") from error
 

@@ -33,8 +33,12 @@ from language.seer.attention import (
 )
 from language.seer.budgets import Budgets
 from language.seer.cache import BlockCache
+from language.seer.kept import KeptTokens
 
 Kind = Literal["prefill", "decode"]
+EVERY = 8
+"""Tokens that are decoded with the same blocks."""
+
 Attend = Callable[["BlockGate", AttentionInputs], Tensor]
 """What may take the place of attention, such as to record or to measure: returns (B, H, T, D)."""
 
@@ -53,6 +57,8 @@ class BlockGate(nn.Module):
             None: attention reads everything.
         attend: Takes the place of all this; None for nothing.
         context: Tokens of the sequences that the gate was distilled from; None: not known.
+        every: Tokens that read the blocks which a ``decode`` gate has chosen for the first of them.
+        dense_below: Tokens of a cache below which a token that is decoded reads everything.
         lent: Whether a cache policy attached it, and detaches it again.
         density: Fraction of the blocks that were read since a rule was set, of those that
             causality allows: by ``prefill`` gates in all calls of several tokens, by ``decode``
@@ -70,6 +76,7 @@ class BlockGate(nn.Module):
         self.selector: BlockSelector | Budgets | None = None
         self.attend: Attend | None = None
         self.context: int | None = None
+        self.every, self.dense_below = EVERY, 0
         self.lent, self._warned, self._short = False, False, False
         self._kept: Tensor | None = None  # blocks read and allowed, which graphs do not guard
         self._hooks: list[Any] = []
@@ -81,9 +88,12 @@ class BlockGate(nn.Module):
         """The fraction, see the attributes of the class."""
         return None if self._kept is None else float(self._kept[0] / self._kept[1])
 
-    def choose_by(self, selector: BlockSelector | Budgets | None) -> None:
+    def choose_by(
+        self, selector: BlockSelector | Budgets | None, every: int, dense_below: int
+    ) -> None:
         """Set the rule, and forget what was kept before."""
         self.selector, self._kept = selector, None
+        self.every, self.dense_below = every, dense_below
 
     def hook(self, module: nn.Module) -> None:
         """Become the gate of an attention module."""
@@ -158,8 +168,10 @@ class BlockGate(nn.Module):
         if self.selector is None:
             return attend_to_all(seen)
         self._warn(seen.k.shape[2])
+        if cache is not None and self.kind == "decode":
+            return self._decode(seen, self.selector, cache)
         mask = self.choose(seen, self.selector, cache)
-        self._count(seen, mask)
+        self._count(seen, None if mask is None else mask.sum())
         if mask is None:
             return attend_to_all(seen)
         return block_sparse_attention(
@@ -178,19 +190,35 @@ class BlockGate(nn.Module):
                 stacklevel=2,
             )
 
-    def _count(self, seen: AttentionInputs, mask: Tensor | None) -> None:
-        """Add the blocks that a call reads, and those that it might have read."""
+    def _decode(
+        self, seen: AttentionInputs, selector: BlockSelector | Budgets, cache: BlockCache
+    ) -> Tensor:
+        """Return attention to the blocks that are chosen now, or were for a token before."""
+        layer, length = cache.layers[self.layer], seen.k.shape[2]
+        kept: KeptTokens | None = layer.kept
+        if kept is None or self._kept is None or not kept.continues(length):
+            mask, size = self.choose(seen, selector, cache), self.gate.block_size
+            kept = None if mask is None else KeptTokens(seen, mask, size, self.every)
+        layer.kept = kept if self.every > 1 else None
+        out = attend_to_all(seen) if kept is None else kept.attend(seen)
+        self._count(seen, None if kept is None else kept.read)
+        return out
+
+    def _count(self, seen: AttentionInputs, read: Tensor | int | None) -> None:
+        """Add the blocks that a call reads, None for all, and those that it might have read."""
         size, length = self.gate.block_size, seen.k.shape[2]
-        first, place = length - seen.q.shape[2], seen.k.device
+        first = length - seen.q.shape[2]
         if self.kind == "prefill":
             counts, heads = length - first > 1, self.gate.num_heads
-            rows = torch.arange(first // size, (length - 1) // size + 1, device=place)
+            allowed = _rows((length - 1) // size + 1, 1) - _rows(first // size, 1)
         else:
-            counts, heads = first > 0 or mask is not None, self.gate.num_kv_heads
-            rows = torch.arange(first, length, device=place) // size
+            counts, heads = first > 0 or read is not None, self.gate.num_kv_heads
+            allowed = _rows(length, size) - _rows(first, size)
         if counts:
-            allowed = (rows + 1).sum() * (heads * len(seen.q))
-            kept = torch.stack([allowed if mask is None else mask.sum(), allowed])
+            allowed *= heads * len(seen.q)
+            place = read.device if isinstance(read, Tensor) else None
+            both = (allowed if read is None else read, allowed)
+            kept = torch.stack([torch.as_tensor(blocks, device=place) for blocks in both])
             self._kept = kept if self._kept is None else self._kept.to(kept) + kept
 
     def choose(
@@ -216,7 +244,12 @@ class BlockGate(nn.Module):
             if number < length and (last := selector.dense_rows):
                 mask[..., -last:, :] |= logits[..., -last:, :] > torch.finfo(logits.dtype).min
             return mask
-        if cache is None or number > 1 or isinstance(selector, Budgets):
+        if (
+            number > 1
+            or length < self.dense_below
+            or cache is None
+            or isinstance(selector, Budgets)
+        ):
             return None
         keys = cache.layers[self.layer].keys_for(self.gate, seen, cache.table)
         return selector(self.gate.decode(seen.raw()[0], keys))
@@ -239,6 +272,17 @@ class BlockGate(nn.Module):
                 " everything is read, of this one and others as short",
                 stacklevel=2,
             )
+
+
+def _rows(number: int, size: int) -> int:
+    """Return the blocks that the first tokens may read together, each its own one and all before.
+
+    Args:
+        number: Tokens.
+        size: Tokens of a block.
+    """
+    whole, rest = divmod(number, size)
+    return (size * whole + 2 * rest) * (whole + 1) // 2
 
 
 def attach_block_gates(
@@ -367,18 +411,32 @@ def detach_block_gates(model: nn.Module) -> dict[str, BlockGate]:
     return gates
 
 
-def choose_blocks(model: nn.Module, selector: BlockSelector | Budgets | None) -> None:
+def choose_blocks(
+    model: nn.Module,
+    selector: BlockSelector | Budgets | None,
+    *,
+    every: int = EVERY,
+    dense_below: int = 0,
+) -> None:
     """Let attention read the blocks that a rule selects by the scores of the gates.
+
+    Gates for decoding choose best with a rule that always reads the first block and the last ones,
+    such as ``BlockSelector(token_budget=1024, sinks=1, recent=2)``.
 
     Args:
         model: With block gates.
         selector: The rule, or of prompts what `language.seer.budgets.load_budgets` returned; None:
             everything is read.
+        every: Tokens that are decoded with the blocks that were chosen for the first of them.
+        dense_below: Tokens of a cache below which each of them reads everything.
 
     Raises:
         GatesError: The model has no gates, or they have blocks of another size or, with budgets,
             are not those that were calibrated.
+        ValueError: ``every`` is not a whole number from 1 on, or ``dense_below`` from 0 on.
     """
+    check_whole(1, every=every)
+    check_whole(0, dense_below=dense_below)
     gates = block_gates(model)
     size = next(iter(gates.values())).gate.block_size
     if isinstance(selector, Budgets):
@@ -389,7 +447,7 @@ def choose_blocks(model: nn.Module, selector: BlockSelector | Budgets | None) ->
             f" BlockSelector(token_budget=..., block_size={size})"
         )
     for gate in gates.values():
-        gate.choose_by(selector)
+        gate.choose_by(selector, every, dense_below)
 
 
 def block_cache(model: nn.Module) -> BlockCache:

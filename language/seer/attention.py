@@ -72,15 +72,33 @@ def causal_attention(
 ) -> Tensor:
     """Return causal attention (B, H, T, D) of the last T of S tokens; see `AttentionInputs`."""
     num_queries, num_keys = q.shape[2], k.shape[2]
+    if padding is None and num_queries == 1:
+        return attend_to_token(q, k, v, scale)
     options: dict[str, Any] = {"scale": scale, "enable_gqa": k.shape[1] < q.shape[1]}
-    if padding is None and num_queries in (1, num_keys):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=num_queries > 1, **options)
+    if padding is None and num_queries == num_keys:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
     key = torch.arange(num_keys, device=q.device)
     itself = key[num_keys - num_queries :, None]
     visible = key <= itself
     if padding is not None:  # which sees itself, so that no query is without a key
         visible = (visible & ~padding[:, None, None]) | (key == itself)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, **options)
+
+
+def attend_to_token(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, visible: Tensor | None = None
+) -> Tensor:
+    """Return attention (B, H, 1, D) of one token to keys that all query heads of a group share.
+
+    Args:
+        q: Queries (B, H, 1, D).
+        k: Keys (B, K, S, D), which are read once for a group.
+        v: Values (B, K, S, D).
+        scale: Factor of the scores.
+        visible: True (B, K, 1, S) at keys that are read; None for all.
+    """
+    rows = q.reshape(len(q), k.shape[1], -1, q.shape[3])
+    return F.scaled_dot_product_attention(rows, k, v, attn_mask=visible, scale=scale).view(q.shape)
 
 
 def _attention(

@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from core_gates.attention.head_gate import KeyValueCache, RotaryTable
 from core_gates.attention.seer.decode import CompressedKeys, DecodeAttnGate
 from language.seer.attention import AttentionInputs, unrotated
+from language.seer.kept import KeptTokens
 
 
 class BlockLayer(DynamicLayer):  # type: ignore[misc]
@@ -17,6 +18,9 @@ class BlockLayer(DynamicLayer):  # type: ignore[misc]
 
     Args:
         block_size: Tokens of a block.
+
+    Attributes:
+        kept: What was copied together for the next tokens; None where blocks are to be chosen.
     """
 
     def __init__(self, block_size: int) -> None:
@@ -24,6 +28,7 @@ class BlockLayer(DynamicLayer):  # type: ignore[misc]
         self.block_size = block_size
         self._memory = KeyValueCache()
         self.compressed: tuple[Tensor, Tensor] | None = None  # (B, n, K, G), and empty ones (B, n)
+        self.kept: KeptTokens | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
@@ -95,9 +100,10 @@ class BlockLayer(DynamicLayer):  # type: ignore[misc]
     def reset(self) -> None:
         """Forget all tokens."""
         super().reset()
-        self.compressed = None
+        self.compressed = self.kept = None
 
     def _change(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.kept = None
         if self.compressed is not None:
             blocks, empty = self.compressed
             self.compressed = change(blocks), change(empty)

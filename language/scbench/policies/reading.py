@@ -207,5 +207,5 @@ class SeerPolicy(KVPolicy):
                 " detach_block_gates(model), then attach_block_gates(model, 'decode')"
             )
         base_of(model).set_attn_implementation(BLOCKS)
-        choose_blocks(model, None if self.exact else SinkSelector(self.keep, self.sinks))
+        choose_blocks(model, None if self.exact else SinkSelector(self.keep, self.sinks), every=1)
         return SeerCache(gates)

@@ -33,8 +33,8 @@ def off(x, expected):
     return (x - expected).norm() / expected.norm()
 
 
-def continued(model, prompts, selector, **options):
-    choose_blocks(model, selector)
+def continued(model, prompts, selector, every=8, **options):
+    choose_blocks(model, selector, every=every)
     cache = block_cache(model) if selector is not None else None
     settings = {"max_new_tokens": 14, "do_sample": False, "cache": cache, **options}
     return model.generate(prompts, **settings)
@@ -81,7 +81,7 @@ def compressed(model, tokens, cache, steps=None):
 
 def test_compression_over_three_ends_of_a_block_is_that_of_the_prompt(decoding, tokens):
     model = decoding()
-    choose_blocks(model, ALL)
+    choose_blocks(model, ALL, every=1)
     at_once = compressed(model, tokens, block_cache(model))
     one_by_one = compressed(model, tokens, block_cache(model), steps=4 * BLOCK - 1)
     for (blocks, _), (others, _) in zip(at_once, one_by_one, strict=True):
@@ -92,7 +92,7 @@ def test_compression_over_three_ends_of_a_block_is_that_of_the_prompt(decoding, 
 def test_cropped_reordered_repeated_and_selected_is_as_if_it_had_been_so(decoding, tokens):
     """Each is compared with reading the tokens that it leaves; cut inside a block and before."""
     model = decoding()
-    choose_blocks(model, ALL)
+    choose_blocks(model, ALL, every=1)
 
     def cache_of(read):
         cache = block_cache(model)
@@ -151,12 +151,12 @@ def test_the_density_counts_what_assisted_decoding_reads(decoding, tokens):
         with_kwargs=True,
     )
     prompts = tokens[:1, :5].repeat(1, 3)
-    greedy = continued(model, prompts, own)
+    greedy = continued(model, prompts, own, every=1)
     blocks = [position // BLOCK + 1 for position in range(15, 15 + 13)]
     for gate in block_gates(model).values():
         assert gate.density == pytest.approx(13 / sum(blocks))
     calls.clear()
-    assisted = continued(model, prompts, own, prompt_lookup_num_tokens=3)
+    assisted = continued(model, prompts, own, every=1, prompt_lookup_num_tokens=3)
     assert assisted.shape == greedy.shape
     read = allowed = 0
     for begin, number in calls[1:]:

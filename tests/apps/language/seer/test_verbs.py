@@ -118,8 +118,9 @@ def test_where_all_is_read_the_text_is_that_of_the_decoder(distilled, trained):
         assert said[-1].endswith(" tokens/s")
         means = [line for line in said if line.startswith("blocks read, by layer: 1.00 1.00")]
         assert len(means) == 1, kind
-    few = generate(trained, "--gates", distilled["decode"][0], "--sparse", "k=1").splitlines()
-    assert "mean 1.000" not in few[-2]
+    words = ("--gates", distilled["decode"][0], "--sparse", "k=3")
+    few = generate(trained, *words, prompt="def add_1(a):").splitlines()
+    assert few[-2].endswith("0.75 0.75; mean 0.750")  # 3 of 4 blocks, until the context is full
     none = generate(trained, "--gates", distilled["prefill"][0], "--sparse", "k=1", prompt="")
     assert none.splitlines()[-2].startswith("blocks read: all; gates for prefill choose")
 
@@ -288,6 +289,8 @@ def test_faulty_calls_are_one_line(distilled, trained, weights, study, faulty_in
         "no rule": (gated("blocks=2"), "expected one of token_budget, k"),
         "two rules": (gated("k=1,p=0.5"), "k=1,p=0.5: expected a whole number .*give one RULE"),
         "budget below a block": (gated("token_budget=3"), "at least one block of 4, got 3"),
+        "a budget below the blocks that are always read": (
+            gated("k=2", decode), "sinks=1 and recent=2 are 1 more than the blocks of k=2: raise"),
         "top-p 2": (gated("p=2", decode), "p must lie in .0, 1., got 2.0"),
         "gates without a rule": (gated("k=1")[:-2], "belong together"),
         "prompt over the context": (
