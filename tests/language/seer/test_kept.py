@@ -1,4 +1,4 @@
-"""Blocks that are chosen once for several tokens: the attention of a mask, and when it is anew."""
+"""Blocks chosen once for several tokens: attention with a mask, and when they are chosen again."""
 
 import copy
 
@@ -97,7 +97,7 @@ def test_decoding_is_attention_with_the_mask_of_the_first_token_of_several(
         assert (decoded(model, tokens, prompt, mask=mask) - expected).abs().max() > 0.05
 
 
-def test_blocks_are_chosen_anew_after_several_tokens_a_change_of_the_cache_and_a_rule(
+def test_blocks_are_chosen_again_after_several_tokens_a_change_of_the_cache_and_a_rule(
     model, tokens, monkeypatch
 ):
     chosen = []
