@@ -7,7 +7,6 @@ compressed, a question is read, and the answer is decoded greedily.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from language.hf.locate import locate_attention
 from language.scbench.policies.base import KVPolicy, cache_argument
+from language.scbench.policies.cache import clock
 from language.scbench.prompts import Conversation, Mode
 
 PREFILL, COMPRESSION, QUESTION, DECODING = "prefill", "compression", "question", "decoding"
@@ -104,7 +103,7 @@ class Answering:
         cost.seconds[COMPRESSION] = cache.seconds
         cost.seconds[PREFILL] -= cache.seconds
         cost.tokens[PREFILL] = cost.tokens[COMPRESSION] = len(conversation.context)
-        cost.full_bytes = len(conversation.context) * bytes_of_token(self.model)
+        cost.full_bytes = cache.full_bytes
         cost.held_bytes = self.policy.cache_bytes(cache)
         return cache, logits
 
@@ -128,14 +127,9 @@ class Answering:
 
     @contextmanager
     def _timed(self, cost: Cost, stage: str) -> Iterator[None]:
-        begin = self._now()
+        begin = clock(self.model.device)
         yield
-        cost.seconds[stage] += self._now() - begin
-
-    def _now(self) -> float:
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
-        return time.perf_counter()
+        cost.seconds[stage] += clock(self.model.device) - begin
 
 
 def loss_after(model: Any, policy: KVPolicy, tokens: Tensor, prompt: int) -> float:
@@ -153,12 +147,6 @@ def loss_after(model: Any, policy: KVPolicy, tokens: Tensor, prompt: int) -> flo
         model(ids[:, :prompt], use_cache=True, logits_to_keep=1, **{argument: cache})
         logits = model(ids[:, prompt:], use_cache=True, **{argument: cache}).logits
         return float(F.cross_entropy(logits[0, :-1].float(), ids[0, prompt + 1 :]))
-
-
-def bytes_of_token(model: Any) -> int:
-    """Return the bytes of keys and values of a token in all layers, uncompressed."""
-    values = sum(2 * one.num_kv_heads * one.head_dim for one in locate_attention(model))
-    return values * model.dtype.itemsize
 
 
 def ends_of(model: Any, tokenizer: Any) -> set[int]:

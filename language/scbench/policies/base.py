@@ -1,15 +1,20 @@
 """What a policy of a KV cache is: which tokens are kept, which are read, and what that holds."""
 
 import inspect
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from core_gates.errors import GatesError, check_whole
+from core_gates.errors import GatesError, check_option, check_whole
 from language.hf.locate import base_of
 from language.scbench.policies.cache import LayerState, PolicyCache, held_bytes, prepare
+
+VARIANTS = ("kvpress", "published")
+ZERO = ("sinks", "last", "residual")
+"""Options that may be 0; other whole numbers are at least 1."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,17 @@ class KVPolicy:
     page: ClassVar[int] = 16
     state: ClassVar[type[LayerState]] = LayerState
 
+    def __post_init__(self) -> None:
+        """Refuse options out of range."""
+        for option in fields(self):
+            name, value = option.name, getattr(self, option.name)
+            if name == "keep" and value is not option.default:
+                check_keep(value)
+            if name == "variant":
+                check_option(name, value, VARIANTS)
+            if option.type in (int, "int"):
+                check_whole(int(name not in ZERO), **{name: value})
+
     @property
     def exact(self) -> bool:
         """Whether it changes nothing, so that its cache is left to compute as a plain one does."""
@@ -37,6 +53,13 @@ class KVPolicy:
     def settings(self) -> dict[str, Any]:
         """Return what decides the answers that it leads to: by itself name and options."""
         return {"policy": {"name": self.name, **asdict(self)}}
+
+    def require(self, length: int) -> None:
+        """Refuse a prompt of so many tokens that does not fit the options.
+
+        Raises:
+            GatesError: It is too short.
+        """
 
     def make_cache(self, model: nn.Module) -> Any:
         """Let a decoder of transformers attend by the policy, and return a cache for one batch.
@@ -125,13 +148,11 @@ class DroppingPolicy(KVPolicy):
 
     Attributes:
         keep: Fraction of the tokens that is kept, above 0 and at most 1.
+        certain: The option that counts tokens that are kept whatever their score, if any.
     """
 
+    certain: ClassVar[str] = ""
     keep: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Refuse a fraction out of range."""
-        check_keep(self.keep)
 
     def scores(self, layer: LayerState, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Return scores (B, K, T) of tokens, see `KVPolicy.prefill`; infinite: surely kept."""
@@ -145,32 +166,25 @@ class DroppingPolicy(KVPolicy):
         self, layer: LayerState, queries: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor | None:
         """Return the positions with the highest scores."""
-        scores, count = self.scores(layer, queries, keys, values), self.count(layer, keys.shape[2])
+        self.require(keys.shape[2])
+        count = self.count(layer, keys.shape[2])
         if count >= keys.shape[2]:
             return None
+        scores = self.scores(layer, queries, keys, values)
         return scores.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(-1).values
 
-    def require(self, length: int, **tokens: int) -> None:
-        """Refuse a prompt too short for the tokens that are kept whatever their score.
-
-        Args:
-            length: Tokens of the prompt.
-            tokens: How many are kept for certain, by the name of the option.
-
-        Raises:
-            GatesError: It is too short.
-        """
-        needs, kept = sum(tokens.values()), kept_tokens(self.keep, length)
-        names, much = " + ".join(tokens), " + ".join(map(str, tokens.values()))
+    def require(self, length: int) -> None:
+        """Refuse a prompt too short for the tokens that are kept whatever their score."""
+        needs, kept = getattr(self, self.certain, 0), kept_tokens(self.keep, length)
         if needs > length:
             raise GatesError(
-                f"{names} of {self.name!r} is {much}, the prompt has {length} tokens: give a longer"
-                f" prompt or less {names}"
+                f"{self.certain} of {self.name!r} is {needs}, the prompt has {length} tokens: give"
+                f" a longer prompt or less {self.certain}"
             )
         if needs > kept:
             raise GatesError(
-                f"{names} of {self.name!r} is {much}, more than the {kept} of {length} tokens that"
-                f" keep={self.keep} keeps: keep more or give less {names}"
+                f"{self.certain} of {self.name!r} is {needs}, more than the {kept} of {length}"
+                f" tokens that keep={self.keep} keeps: keep more or give less {self.certain}"
             )
 
 
@@ -183,12 +197,8 @@ class StreamingPolicy(DroppingPolicy):
     """
 
     name: ClassVar[str] = "streaming"
+    certain: ClassVar[str] = "sinks"
     sinks: int = 4
-
-    def __post_init__(self) -> None:
-        """Refuse options out of range."""
-        super().__post_init__()
-        check_whole(0, sinks=self.sinks)
 
     def scores(
         self,
@@ -199,7 +209,6 @@ class StreamingPolicy(DroppingPolicy):
     ) -> Tensor:
         """Score these 1 and all others 0."""
         length = keys.shape[2]
-        self.require(length, sinks=self.sinks)
         scores = torch.ones(length, device=keys.device)
         scores[self.sinks : length - kept_tokens(self.keep, length) + self.sinks] = 0
         return scores.expand(*keys.shape[:2], -1)
@@ -216,8 +225,8 @@ def check_keep(keep: float) -> None:
     Raises:
         ValueError: It is not above 0 and at most 1.
     """
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep must be above 0 and at most 1, got {keep}")
+    if isinstance(keep, bool) or not isinstance(keep, Real) or not 0 < keep <= 1:
+        raise ValueError(f"keep must be above 0 and at most 1, got {keep!r}")
 
 
 def cache_argument(model: nn.Module) -> str:

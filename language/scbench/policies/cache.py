@@ -2,7 +2,9 @@
 
 import copy
 import time
+import warnings
 from collections.abc import Mapping
+from traceback import walk_stack
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from core_gates.ops import block_sparse_attention
 from language.hf.locate import attached, base_of, locate_attention, refuse_encoders
 from language.seer.attach import BlockGate, detach_block_gates
 from language.seer.attention import CHILD, FOREIGN, causal_attention
+from language.seer.attention import NAME as BLOCKS
 
 NAME = "gates_policy"
 """What this attention, and the mask that goes with it, are called in transformers."""
@@ -79,6 +82,7 @@ class PolicyLayer(DynamicLayer):  # type: ignore[misc]
     Attributes:
         seconds: Spent on compression.
         read: Keys that single tokens have read, and those of all tokens before them.
+        full_bytes: Keys and values of all tokens that were read.
     """
 
     is_croppable = False
@@ -91,6 +95,7 @@ class PolicyLayer(DynamicLayer):  # type: ignore[misc]
     def reset(self) -> None:
         """Forget all tokens."""
         self.states: list[LayerState] = []
+        self.full_bytes = 0
         self.seen, self.seconds, self.read = 0, 0.0, torch.zeros(2, dtype=torch.float64)
         self._waits = False
 
@@ -104,12 +109,18 @@ class PolicyLayer(DynamicLayer):  # type: ignore[misc]
         """Count new tokens, and return their keys and values for `attend`.
 
         Raises:
-            GatesError: The attention of the tokens before did not go through this cache.
+            GatesError: The attention of the tokens before did not go through this cache, or it
+                holds another number of sequences.
         """
         if self._waits:
             raise GatesError(
                 f"the model attends without its {type(self.policy).__name__}: make the cache by"
                 " policy.make_cache(model) of the model that is called"
+            )
+        if self.states and len(key_states) != self.rows:
+            raise GatesError(
+                f"the cache holds {self.rows} sequences, the batch has {len(key_states)}: give"
+                " every batch a new one of policy.make_cache(model)"
             )
         self.seen, self._waits = self.seen + key_states.shape[2], True
         return key_states, value_states
@@ -119,6 +130,7 @@ class PolicyLayer(DynamicLayer):  # type: ignore[misc]
     ) -> Tensor:
         """Return the attention (B, T, H, D) of new tokens, and hold what the policy keeps."""
         self._waits = False
+        self.full_bytes += k.nbytes + v.nbytes
         if self.policy.exact:
             self.states = self.states or [self._state(scale)]
             k, v = self.states[0].extend(k, v)
@@ -139,7 +151,17 @@ class PolicyLayer(DynamicLayer):  # type: ignore[misc]
     def _prompt(
         self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor:
-        """Attend to the prompt, and compress it."""
+        """Attend to the prompt, and compress it.
+
+        Raises:
+            GatesError: ``generate`` gives a part of it.
+        """
+        frames = (frame.f_locals.get("generation_config") for frame, _ in walk_stack(None))
+        if any(getattr(config, "prefill_chunk_size", None) for config in frames):
+            raise GatesError(
+                "prefill_chunk_size gives a part of the prompt, which a cache policy would compress"
+                " as if it were all: leave it out"
+            )
         firsts = first_tokens(mask)
         rows = [x.chunk(len(firsts) or 1) for x in (q, k, v)]
         sparse = []
@@ -147,12 +169,12 @@ class PolicyLayer(DynamicLayer):  # type: ignore[misc]
             own = [x[:, :, first:] for x in whole]
             self.states.append(state := self._state(scale))
             sparse.append(self.policy.attend(state, *own))
-            started = _now(q.device)
+            started = clock(q.device)
             state.extend(*own[1:])
             kept = self.policy.prefill(state, *own)
             if kept is not None:
                 state.keep(kept)
-            self.seconds += _now(q.device) - started
+            self.seconds += clock(q.device) - started
         if sparse[0] is None:
             return sdpa_attention_forward(module, q, k, v, mask, scaling=scale)[0]  # type: ignore[no-any-return]
         out = [F.pad(x, (0, 0, q.shape[2] - x.shape[2], 0)) for x in sparse]
@@ -170,7 +192,11 @@ class PolicyLayer(DynamicLayer):  # type: ignore[misc]
         sizes = torch.full(pages.shape[-1:], page, device=pages.device)
         sizes[-1] = k.shape[2] - page * (len(sizes) - 1)
         self._count(state, (pages * sizes).sum(-1).float().mean())
-        return block_sparse_attention(q, k, v, pages.unsqueeze(2), page, scale=state.scale)
+        width = v.shape[-1]
+        if width < k.shape[-1]:  # as in multi-head latent attention
+            v = F.pad(v, (0, k.shape[-1] - width))
+        out = block_sparse_attention(q, k, v, pages.unsqueeze(2), page, scale=state.scale)
+        return out[..., :width]
 
     def _count(self, state: LayerState, read: Tensor | float) -> None:
         """Add the keys that a token has read, and those of all tokens."""
@@ -194,16 +220,14 @@ class PolicyLayer(DynamicLayer):  # type: ignore[misc]
                 " copy.deepcopy it before they are read"
             )
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Give every row of the batch the tokens of row ``beam_idx`` (B,)."""
-        self.batch_select_indices(beam_idx)
+    @property
+    def rows(self) -> int:
+        """The sequences of the batch, once it holds tokens."""
+        return len(self.states[0].held["values"]) if len(self.states) == 1 else len(self.states)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row of the batch."""
-        rows = len(self.states)
-        if rows == 1:
-            rows = len(next(iter(self.states[0].held.values())))
-        self.batch_select_indices(torch.arange(rows).repeat_interleave(repeats))
+        self.batch_select_indices(torch.arange(self.rows).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows of the batch."""
@@ -212,6 +236,8 @@ class PolicyLayer(DynamicLayer):  # type: ignore[misc]
             return
         for state in self.states:
             state.held = {name: x[indices.to(x.device)] for name, x in state.held.items()}
+
+    reorder_cache = batch_select_indices
 
 
 class PolicyCache(Cache):  # type: ignore[misc]
@@ -234,6 +260,11 @@ class PolicyCache(Cache):  # type: ignore[misc]
     def seconds(self) -> float:
         """Seconds spent on compression."""
         return sum(layer.seconds for layer in self.layers)
+
+    @property
+    def full_bytes(self) -> int:
+        """Bytes of keys and values of all tokens that were read."""
+        return sum(layer.full_bytes for layer in self.layers)
 
     @property
     def read(self) -> float | None:
@@ -265,19 +296,21 @@ def first_tokens(mask: Tensor | None) -> list[int]:
     """
     if mask is None:
         return []
-    visible = mask[:, 0, -1]
+    visible = mask[:, 0, -1].bool()
     causal = torch.ones(visible.shape[1:] * 2, dtype=torch.bool, device=mask.device).tril_()
     firsts = (~visible).sum(1)
     left = torch.arange(visible.shape[1], device=mask.device) >= firsts[:, None]
-    if mask.dtype != torch.bool or not torch.equal(mask[:, 0], causal & left[:, None]):
+    fits = mask.dtype == torch.bool and bool(left.any(1).all())
+    if not fits or not torch.equal(mask[:, 0], causal & left[:, None]):
         raise GatesError(
-            "the mask hides more than padding on the left, which cache policies cannot: pad by"
-            " tokenizer.padding_side = 'left', give one sequence a row and an attention_mask (B, T)"
+            "the mask hides more than padding on the left, or a whole row, which cache policies"
+            " cannot: pad by tokenizer.padding_side = 'left', give one sequence a row and an"
+            " attention_mask (B, T)"
         )
     return firsts.tolist() if bool(firsts.any()) else []
 
 
-def _now(device: torch.device) -> float:
+def clock(device: torch.device) -> float:
     """Return the clock after all work that was given to a device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -317,7 +350,8 @@ def _attention(
     layer: PolicyLayer | None = module.__dict__.pop(SLOT, None)
     if layer is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
-    asked = [name for name in (*FOREIGN, "dropout") if options.get(name)]
+    asked = [name for name in FOREIGN if options.get(name) is not None]
+    asked += [name for name in ("dropout", "output_attentions") if options.get(name)]
     if asked:
         raise GatesError(
             f"{type(module).__name__} attends with {', '.join(asked)}, which cache policies"
@@ -345,6 +379,9 @@ def prepare(model: nn.Module) -> int:
 
     Raises:
         GatesError: The model does not fit.
+
+    Warns:
+        UserWarning: It attended otherwise than by ``sdpa``.
     """
     base = base_of(model)
     refuse_encoders(base.config, type(base).__name__)
@@ -359,6 +396,19 @@ def prepare(model: nn.Module) -> int:
         )
     take_gates_back(model)
     attentions = locate_attention(model)
+    for name, module in ((attention.name, attention.module) for attention in attentions):
+        extras = ("sinks", "attn_logit_softcapping")
+        if has := [extra for extra in extras if getattr(module, extra, None) is not None]:
+            raise GatesError(
+                f"{name} ({type(module).__name__}) has {', '.join(has)}, which cache policies"
+                " cannot: give a decoder with plain causal attention, such as Llama or Qwen3"
+            )
+    if (former := base.config._attn_implementation) not in ("sdpa", NAME, BLOCKS):
+        warnings.warn(
+            f"{type(base).__name__} attended by {former!r}, and from now on by 'sdpa', without"
+            f" attentions: model.set_attn_implementation({former!r}) takes that back",
+            stacklevel=3,
+        )
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     for attention in attentions:

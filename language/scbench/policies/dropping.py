@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core_gates.errors import check_option, check_whole
 from language.scbench.policies.base import DroppingPolicy
 from language.scbench.policies.cache import LayerState
-
-VARIANTS = ("kvpress", "published")
 
 ROWS = 128
 """Queries whose attention to all keys is in memory at once."""
@@ -43,6 +40,7 @@ class SnapKVPolicy(DroppingPolicy):
     """
 
     name: ClassVar[str] = "snapkv"
+    certain: ClassVar[str] = "window"
     window: int = 32
     kernel: int = 5
     variant: str = "kvpress"
@@ -50,14 +48,11 @@ class SnapKVPolicy(DroppingPolicy):
     def __post_init__(self) -> None:
         """Refuse options out of range."""
         super().__post_init__()
-        check_option("variant", self.variant, VARIANTS)
-        check_whole(1, window=self.window, kernel=self.kernel)
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, got {self.kernel}")
 
     def scores(self, layer: LayerState, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Score tokens by the attention around them."""
-        self.require(keys.shape[2], window=self.window)
         votes = window_attention(layer, queries[:, :, -self.window :], keys)
         votes = votes[..., : -self.window].mean(-2)
         pooled = F.avg_pool1d(votes.flatten(1, 2), self.kernel, 1, self.kernel // 2)
@@ -77,11 +72,6 @@ class PyramidKVPolicy(SnapKVPolicy):
 
     name: ClassVar[str] = "pyramidkv"
     beta: int = 20
-
-    def __post_init__(self) -> None:
-        """Refuse options out of range."""
-        super().__post_init__()
-        check_whole(1, beta=self.beta)
 
     def count(self, layer: LayerState, length: int) -> int:
         """Return the tokens that a layer keeps; their mean over layers is that of SnapKV."""
@@ -112,11 +102,6 @@ class H2OPolicy(DroppingPolicy):
 
     name: ClassVar[str] = "h2o"
     variant: str = "kvpress"
-
-    def __post_init__(self) -> None:
-        """Refuse options out of range."""
-        super().__post_init__()
-        check_option("variant", self.variant, VARIANTS)
 
     def scores(self, layer: LayerState, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Score tokens by the attention of all tokens after them."""
@@ -154,11 +139,6 @@ class KNormPolicy(DroppingPolicy):
 
     name: ClassVar[str] = "knorm"
     variant: str = "kvpress"
-
-    def __post_init__(self) -> None:
-        """Refuse options out of range."""
-        super().__post_init__()
-        check_option("variant", self.variant, VARIANTS)
 
     def count(self, layer: LayerState, length: int) -> int:
         """Return the tokens that a layer keeps."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from core_gates.errors import GatesError, check_whole
+from core_gates.errors import GatesError
 from language.hf.locate import locate_attention
 from language.scbench.policies.base import KVPolicy
 from language.scbench.policies.cache import LayerState
@@ -115,10 +115,9 @@ class KIVIPolicy(KVPolicy):
 
     def __post_init__(self) -> None:
         """Refuse options out of range."""
+        super().__post_init__()
         if self.bits not in BITS:
             raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}, got {self.bits}")
-        check_whole(1, group=self.group)
-        check_whole(0, residual=self.residual)
         if self.group % (codes := WORD // self.bits):
             raise ValueError(
                 f"group must be a multiple of {codes}, the codes of {self.bits} bits in an integer"

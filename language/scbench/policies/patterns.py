@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core_gates.errors import GatesError, check_whole
-from language.scbench.policies.base import KVPolicy, check_keep, kept_tokens
+from core_gates.errors import GatesError
+from language.scbench.policies.base import KVPolicy, kept_tokens
 from language.scbench.policies.cache import LayerState
 
 ROWS = 256
@@ -30,12 +30,13 @@ class AShapePolicy(KVPolicy):
     sinks: int = 128
     window: int = 3968
 
-    def __post_init__(self) -> None:
-        """Refuse options out of range."""
-        if self.keep is not None:
-            check_keep(self.keep)
-        check_whole(0, sinks=self.sinks)
-        check_whole(1, window=self.window)
+    def require(self, length: int) -> None:
+        """Refuse a prompt of which nothing but the first tokens is attended to."""
+        if self.keep is not None and (kept := kept_tokens(self.keep, length)) <= self.sinks:
+            raise GatesError(
+                f"sinks of {self.name!r} is {self.sinks}, expected fewer than the {kept} of"
+                f" {length} tokens that keep={self.keep} keeps: keep more or give less sinks"
+            )
 
     def dense(self, length: int) -> int:
         """Return how many of the last tokens attend to everything."""
@@ -46,13 +47,9 @@ class AShapePolicy(KVPolicy):
     ) -> Tensor | None:
         """Return the attention of a prompt (B, H, T, D), some rows at a time."""
         length, sinks, window = keys.shape[2], self.sinks, self.window
+        self.require(length)
         if self.keep is not None:
             window = kept_tokens(self.keep, length) - sinks
-        if window < 1:
-            raise GatesError(
-                f"sinks of {self.name!r} is {sinks}, expected fewer than the {window + sinks} of"
-                f" {length} tokens that keep={self.keep} keeps: keep more or give less sinks"
-            )
         if sinks + window >= length:
             return None
         out, dense = [], length - min(self.dense(length), length)
@@ -83,11 +80,6 @@ class TriShapePolicy(AShapePolicy):
 
     name: ClassVar[str] = "tri-shape"
     last: int = 100
-
-    def __post_init__(self) -> None:
-        """Refuse options out of range."""
-        super().__post_init__()
-        check_whole(0, last=self.last)
 
     def dense(self, length: int) -> int:
         """Return how many of the last tokens attend to everything."""

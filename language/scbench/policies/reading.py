@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from core_gates.attention.seer.decode import BlockSelector
 from core_gates.attention.seer.gate import pool_blocks
-from core_gates.errors import GatesError, check_whole
+from core_gates.errors import GatesError
 from harness.files import content_digest
 from language.hf.locate import attached, base_of
-from language.scbench.policies.base import KVPolicy, check_keep, kept_tokens
+from language.scbench.policies.base import KVPolicy, kept_tokens
 from language.scbench.policies.cache import LayerState, take_gates_back
 from language.scbench.policies.dropping import window_attention
 from language.seer.attach import BlockGate, block_gates, choose_blocks
@@ -42,11 +42,6 @@ class ReadingPolicy(KVPolicy):
 
     keep: float = 0.5
     page: int = 16  # type: ignore[misc]
-
-    def __post_init__(self) -> None:
-        """Refuse options out of range."""
-        check_keep(self.keep)
-        check_whole(1, page=self.page)
 
     def page_scores(self, layer: LayerState, queries: Tensor, keys: Tensor) -> Tensor:
         """Return scores (B, K, N) of pages, see `KVPolicy.decode`; the last may be left out."""
@@ -155,6 +150,11 @@ class SeerCache(BlockCache):
         return sum(known) / len(known) if known else None
 
     @property
+    def full_bytes(self) -> int:
+        """Bytes of keys and values of all tokens."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers[:-1])
+
+    @property
     def tensors(self) -> list[Tensor]:
         """All tensors that it holds."""
         parts = [(x.keys, x.values, *(x.compressed or ())) for x in self.layers]
@@ -179,11 +179,6 @@ class SeerPolicy(KVPolicy):
     keep: float = 0.5
     sinks: int = 1
     gates: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse options out of range."""
-        check_keep(self.keep)
-        check_whole(0, sinks=self.sinks)
 
     def settings(self) -> dict[str, Any]:
         """Return what decides its answers: the content of the file, too."""

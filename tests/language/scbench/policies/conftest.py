@@ -14,6 +14,12 @@ SIZES = {
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096},
     **{"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0, "initializer_range": 0.2},
 }
+LATENT = {
+    **{"num_key_value_heads": 4, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8},
+    **{"qk_nope_head_dim": 16, "v_head_dim": 16, "first_k_dense_replace": 3},
+}
+"""Of DeepseekV3: keys of 24 features, values of 16."""
+
 GREEDY = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
 SMALL = {
     "streaming": {},

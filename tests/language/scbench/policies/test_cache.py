@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from core_gates.errors import GatesError
 from language.scbench.policies.base import cache_argument
 from language.scbench.policies.registry import POLICIES, policy_of
+from tests.language.scbench.policies.conftest import GREEDY, LATENT
 
 DROPPING = ("streaming", "snapkv", "pyramidkv", "h2o", "tova", "knorm", "keydiff")
 PUBLISHED = ("snapkv", "pyramidkv", "h2o", "knorm")
@@ -18,6 +19,7 @@ CASES = [
     *[(name, {"variant": "published"}) for name in PUBLISHED],
     ("kivi", {"bits": 4, "group": 8, "residual": 16}),
 ]
+ALL_FULL = {"layer_types": ["full_attention"] * 3}
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -151,6 +153,68 @@ def test_bytes_and_reads_of_what_is_kept(tiny, tokens, small):
         assert cache.read == pytest.approx(read / 70)
 
 
+def test_bytes_of_full_where_values_are_narrower_than_keys(tiny, tokens, small):
+    model = tiny("DeepseekV3", **LATENT)
+    for name, keep in (("full", 1), ("snapkv", 0.5), ("quest", 1)):
+        policy = small(name, **({} if name == "full" else {"keep": keep}))
+        cache = policy.make_cache(model)
+        model(tokens, cache=cache)
+        assert cache.full_bytes == 3 * 2 * 4 * 70 * (24 + 16) * 4
+        assert policy.cache_bytes(cache) == keep * cache.full_bytes
+
+
+@pytest.mark.parametrize("size", [16, 69, 70])
+def test_parts_of_a_prompt_are_not_taken_for_it(size, tiny, tokens, small, answers):
+    model = tiny()
+    for name in ("snapkv", "streaming", "a-shape", "quest"):
+        with pytest.raises(GatesError, match=r"^prefill_chunk_size gives a part .*leave it out$"):
+            answers(model, tokens, small(name), prefill_chunk_size=size)
+    parts = answers(model, tokens, policy_of("full"), prefill_chunk_size=size)
+    assert torch.equal(parts, answers(model, tokens, prefill_chunk_size=size))
+
+
+def test_a_question_may_be_read_in_parts(tiny, tokens, small):
+    model, runs = tiny(), []
+    for options in ({}, {"prefill_chunk_size": 4}):
+        cache = small("snapkv").make_cache(model)
+        model(tokens[:, :60], cache=cache)
+        read = model.generate(tokens, cache=cache, max_new_tokens=3, **options, **GREEDY)
+        runs.append(torch.stack(read.logits))
+    assert_close(*runs, **CLOSE)
+
+
+@pytest.mark.parametrize("padding", [0, 7])
+@pytest.mark.parametrize("name", ["full", "snapkv", "kivi"])
+def test_another_batch_is_refused(name, padding, tiny, tokens, small):
+    model = tiny()
+    cache = small(name, **({"group": 16} if name == "kivi" else {})).make_cache(model)
+    model(tokens, cache=cache, attention_mask=padded(tokens, padding))
+    for rows in (tokens[:1, :1], tokens.repeat(2, 1)[:3, :5]):
+        with pytest.raises(GatesError, match=f"holds 2 sequences, the batch has {len(rows)}: give"):
+            model(rows, cache=cache)
+
+
+@pytest.mark.parametrize("name", ["tova", "h2o", "knorm", "keydiff", "kivi", "quest", "oracle"])
+def test_a_prompt_of_one_token(name, tiny, tokens, small):
+    model = tiny()
+    plain = model(tokens[:, :2]).logits[:, 1:]
+    cache = small(name, **({"group": 16} if name == "kivi" else {})).make_cache(model)
+    model(tokens[:, :1], cache=cache)
+    assert_close(model(tokens[:, 1:2], cache=cache).logits, plain, **CLOSE)
+
+
+def test_an_attention_that_was_set_is_not_replaced_silently(tiny, tokens, small):
+    model = tiny()
+    model.set_attn_implementation("eager")
+    with pytest.warns(UserWarning, match=r"attended by 'eager', and from now on by 'sdpa'"):
+        cache = small("snapkv").make_cache(model)
+    with pytest.raises(GatesError, match="attends with output_attentions, which cache policies"):
+        model(tokens, cache=cache, output_attentions=True)
+    small("snapkv").make_cache(model)
+    model.set_attn_implementation("eager")
+    assert model(tokens, output_attentions=True).attentions[0].shape == (2, 4, 70, 70)
+
+
 def test_a_model_without_its_cache_is_plain_again(tiny, tokens, small):
     model = tiny()
     plain, mask = model(tokens).logits, padded(tokens, 7)
@@ -177,11 +241,17 @@ def test_a_cache_is_not_left_out_silently(tiny, tokens, small):
 
 def test_masks_that_are_refused(tiny, tokens, small):
     model = tiny()
-    right, packed = padded(tokens, 7).flip(1), torch.ones(2, 1, 70, 70, dtype=torch.bool).tril()
+    right, nothing, packed = (
+        padded(tokens, 7).flip(1),
+        padded(tokens, 70),
+        torch.ones(2, 1, 70, 70, dtype=torch.bool).tril(),
+    )
     packed[:, :, 30:, :30] = False
-    for mask in (right, packed):
-        with pytest.raises(GatesError, match=r"more than padding on the left.*padding_side"):
-            model(tokens, attention_mask=mask, cache=small("snapkv").make_cache(model))
+    bias = torch.zeros(2, 1, 70, 70).masked_fill(~packed, -1e9)
+    for mask in (right, nothing, packed, bias):
+        for name in ("snapkv", "tova", "a-shape"):
+            with pytest.raises(GatesError, match=r"more than padding on the left.*padding_side"):
+                model(tokens, attention_mask=mask, cache=small(name).make_cache(model))
     cache = small("snapkv").make_cache(model)
     model(tokens, cache=cache)
     with pytest.raises(GatesError, match="tokens after the prompt have padding"):
@@ -200,6 +270,8 @@ def test_masks_that_are_refused(tiny, tokens, small):
         ("Mistral", {"sliding_window": 16}, "layer 0 of MistralModel has a DynamicSlidingWindow"),
         ("Mamba", {}, "layer 0 of MambaModel has a Linear"),
         ("Gemma2", {"head_dim": 16, "sliding_window": 4096}, "DynamicSlidingWindowLayer"),
+        ("Gemma2", {**ALL_FULL, "head_dim": 16}, r"Gemma2Attention\) has attn_logit_softcapping"),
+        ("GptOss", {**ALL_FULL, "num_local_experts": 2}, r"layers.0.self_attn .* has sinks, which"),
     ],
 )
 def test_caches_of_other_kinds_are_refused_by_name(family, settings, message, tiny):
@@ -240,10 +312,20 @@ def test_what_attention_cannot_do_is_refused(tiny, tokens, small):
         ("quest", {"keep": 1.5}, "keep must be above 0 and at most 1, got 1.5"),
         ("a-shape", {"keep": -1}, "keep must be above 0 and at most 1, got -1"),
         ("seer", {"keep": 2}, "keep must be above 0 and at most 1, got 2"),
-        ("h2o", {"keep": "half"}, "policy 'h2o': "),
+        ("h2o", {"keep": "half"}, "policy 'h2o': keep must be above 0 and at most 1, got 'half'"),
+        ("tova", {"keep": True}, "keep must be above 0 and at most 1, got True"),
+        ("tova", {"keep": None}, "keep must be above 0 and at most 1, got None"),
+        ("a-shape", {"keep": "nan"}, "keep must be above 0 and at most 1, got 'nan'"),
         ("h2o", {"variant": "paper"}, "variant is 'paper'; choose one of kvpress, published"),
         ("snapkv", {"kernel": 4}, "kernel must be odd, got 4"),
         ("kivi", {"bits": 3}, "bits must be one of 2, 4, 8, got 3"),
+        ("kivi", {"bits": 4.0}, "bits must be a whole number, got 4.0"),
+        ("kivi", {"residual": -1}, "residual must not be negative, got -1"),
+        ("kivi", {"group": 0}, "group must be at least 1, got 0"),
+        ("pyramidkv", {"beta": 0}, "beta must be at least 1, got 0"),
+        ("tri-shape", {"last": 1.5}, "last must be a whole number, got 1.5"),
+        ("quest", {"page": True}, "page must be a whole number, got True"),
+        ("knorm", {"variant": "paper"}, "variant is 'paper'; choose one of kvpress, published"),
         ("kivi", {"bits": 2, "group": 24}, "group must be a multiple of 16, .* got 24"),
         ("streaming", {"sinks": -1}, "sinks must not be negative, got -1"),
     ],
