@@ -109,11 +109,12 @@ class Questions:
         """Return the policies by their names in tables, ``full`` first, each once.
 
         Raises:
-            GatesError: One does not exist, has no such option, or has one twice.
+            GatesError: One does not exist, has no such option, has one twice, or keeps more for
+                certain than it may of a context.
         """
         found: dict[str, KVPolicy] = {FULL: policy_of(FULL)}
         for text in self.policy:
-            name, *pairs = text.split(":")
+            name, *pairs = re.split(r":(?=\w+=)", text)  # a path may have colons
             options = {
                 pair.partition("=")[0]: yaml.safe_load(pair.partition("=")[2]) for pair in pairs
             }
@@ -128,6 +129,8 @@ class Questions:
                 label = ":".join([name, *(f"{key}={value}" for key, value in own.items())])
                 if (policy := policy_of(name, **own)) not in found.values():
                     found[label] = policy
+                if self.tokens and not policy.exact:
+                    policy.require(self.tokens)
         if self.keep and not any(hasattr(policy, KEEP) for policy in found.values()):
             raise GatesError(f"--keep is given, and none of {', '.join(found)} has this option")
         return found
@@ -277,6 +280,8 @@ class Asking:
         of = [self.pieces(*one) for one in asked]
         every = [piece for pieces in of for some in pieces.values() for piece in some]
         files = self.files() if self.store.missing(every) else {}
+        for policy in self.policies.values() if files else ():
+            policy.make_cache(self.loaded.model)  # refuses what does not fit before others answer
         work = partial(answer, folder=self.folder, files=files)
         self.run.obtain(self.store, every, work, scoring=True)
 

@@ -165,11 +165,30 @@ def test_a_model_that_does_not_answer_is_not_ranked(gates):
         (("--policy", "kivi:bits=4:bits=2"), "occurs twice"),
         (("--data", "nowhere"), "nowhere"),
         (("--data", "data", "--rows", 9), "has 3 rows of kv, --rows is 9"),
-        (("--policy", "streaming:sinks=300", "--name", "sinks"), "300"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_in_one_line(gates, words, said):
     assert said in gates.refuse(*RETRIEVER, *words)
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ("streaming:sinks=101", "sinks of 'streaming' is 101, more than the 100 of 200 tokens"),
+        ("snapkv:window=201", "window of 'snapkv' is 201, the prompt has 200 tokens"),
+        ("a-shape:keep=0.5:sinks=100", "sinks of 'a-shape' is 100, expected fewer than the 100"),
+        ("kivi:group=24", "group=24 of 'kivi' does not divide the 128 features"),
+        ("seer", "has no block gates"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_answered(gates, policy, said):
+    assert said in gates.refuse(*RETRIEVER, "--policy", policy, "--name", "unfit")
+    assert not [*gates.run.with_name("unfit").glob("answers/*")]
+
+
+def test_a_path_may_have_colons():
+    _, policy = Questions(policy=(r"seer:gates=C:\g.safetensors:sinks=2",)).policies().values()
+    assert (policy.gates, policy.sinks) == (r"C:\g.safetensors", 2)
 
 
 def test_policies_of_the_same_settings_are_one():
