@@ -237,7 +237,7 @@ class PolicyLayer(DynamicLayer):  # type: ignore[misc]
         for state in self.states:
             state.held = {name: x[indices.to(x.device)] for name, x in state.held.items()}
 
-    reorder_cache = batch_select_indices
+    reorder_cache = batch_select_indices  # type: ignore[assignment]
 
 
 class PolicyCache(Cache):  # type: ignore[misc]

@@ -173,11 +173,6 @@ class ChancePolicy(DroppingPolicy):
     name: ClassVar[str] = "chance"
     block: int = 16
 
-    def __post_init__(self) -> None:
-        """Refuse options out of range."""
-        super().__post_init__()
-        check_whole(1, block=self.block)
-
     def scores(self, layer: LayerState, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Score all tokens of a block alike."""
         batch, heads, length, _ = keys.shape

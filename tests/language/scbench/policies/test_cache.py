@@ -323,6 +323,7 @@ def test_what_attention_cannot_do_is_refused(tiny, tokens, small):
         ("kivi", {"residual": -1}, "residual must not be negative, got -1"),
         ("kivi", {"group": 0}, "group must be at least 1, got 0"),
         ("pyramidkv", {"beta": 0}, "beta must be at least 1, got 0"),
+        ("chance", {"block": 0}, "block must be at least 1, got 0"),
         ("tri-shape", {"last": 1.5}, "last must be a whole number, got 1.5"),
         ("quest", {"page": True}, "page must be a whole number, got True"),
         ("knorm", {"variant": "paper"}, "variant is 'paper'; choose one of kvpress, published"),
