@@ -95,9 +95,8 @@ class PolicyLayer(DynamicLayer):  # type: ignore[misc]
     def reset(self) -> None:
         """Forget all tokens."""
         self.states: list[LayerState] = []
-        self.full_bytes = 0
-        self.seen, self.seconds, self.read = 0, 0.0, torch.zeros(2, dtype=torch.float64)
-        self._waits = False
+        self.seen, self.full_bytes, self.seconds, self._waits = 0, 0, 0.0, False
+        self.read = torch.zeros(2, dtype=torch.float64)
 
     def get_seq_length(self) -> int:
         """Return the tokens that were read, so that true positions continue."""

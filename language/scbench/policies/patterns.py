@@ -23,9 +23,11 @@ class AShapePolicy(KVPolicy):
         keep: Tokens that are attended to as a fraction of the prompt, in place of ``window``.
         sinks: First tokens.
         window: Tokens before, itself included.
+        last: The last tokens, which attend to everything.
     """
 
     name: ClassVar[str] = "a-shape"
+    last: ClassVar[int] = 0
     keep: float | None = None
     sinks: int = 128
     window: int = 3968
@@ -38,10 +40,6 @@ class AShapePolicy(KVPolicy):
                 f" {length} tokens that keep={self.keep} keeps: keep more or give less sinks"
             )
 
-    def dense(self, length: int) -> int:
-        """Return how many of the last tokens attend to everything."""
-        return 0
-
     def attend(
         self, layer: LayerState, queries: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor | None:
@@ -52,7 +50,7 @@ class AShapePolicy(KVPolicy):
             window = kept_tokens(self.keep, length) - sinks
         if sinks + window >= length:
             return None
-        out, dense = [], length - min(self.dense(length), length)
+        out, dense = [], max(0, length - self.last)
         for start in [*range(0, dense, ROWS), *([dense] if dense < length else [])]:
             end = min(start + ROWS, dense) if start < dense else length
             first = 0 if start == dense else max(start - window + 1, sinks)
@@ -79,8 +77,4 @@ class TriShapePolicy(AShapePolicy):
     """
 
     name: ClassVar[str] = "tri-shape"
-    last: int = 100
-
-    def dense(self, length: int) -> int:
-        """Return how many of the last tokens attend to everything."""
-        return self.last
+    last: int = 100  # type: ignore[misc]
