@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,7 +16,8 @@ from apps.language.generate import models_in, shipped
 from apps.language.seer import distill
 from apps.language.seer.calibrate import calibration_tokens
 from apps.language.seer.distill import digest_of
-from apps.language.seer.study import RULES, nats
+from apps.language.seer.prompts import RULES, prefill
+from apps.language.seer.study import medians
 from apps.language.seer.tour import GATES, block_part
 from harness.figures import read_metrics
 from harness.report.page import Page
@@ -36,16 +38,20 @@ STEP = "training_step"
 STUDY = {
     "study": "blocks",
     "kinds": ["prefill", "decode"], "block_size": 4, "context": 16, "sequences": 6, "steps": 30,
-    "batch_size": 2, "learning_rate": 0.01, "held_out": 3, "fractions": [0.7, 1.0],
-    "calibration": 2, "most_loss": [9.0], "most_over_rules_with_budgets": [None, 0.1],
+    "batch_size": 2, "learning_rate": 0.01, "held_out": [3, 2, 2], "fractions": [0.7, 1.0, 0.7],
+    "lengths": [16, 16, 24], "calibration": 2, "most_loss": [9.0],
+    "most_over_rules_with_budgets": [None, 0.1], "least_speed": [None, None, 0.001],
     "corpus": ["corpus"], "seeds": [0, 1],
 }  # fmt: skip
 
 
 @pytest.fixture
 def study(trained, weights):
-    """Write the configuration ``study``, and return its name."""
-    content = {"evaluate": {**STUDY, "model": str(weights)}}
+    """Write the configuration ``study``, of a model that reads longer texts; return its name."""
+    model = shutil.copytree(weights, trained.folder / "longer", dirs_exist_ok=True)
+    facts = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**facts, "max_position_embeddings": 24}))
+    content = {"evaluate": {**STUDY, "model": str(model)}}
     (trained.folder / "study.yaml").write_text(yaml.safe_dump(content))
     return "study"
 
@@ -176,35 +182,59 @@ def test_without_gates_heads_choose_by_what_needs_no_training(trained, weights):
 
 def test_gates_with_budgets_are_compared_with_rivals(trained, study):
     said = trained.succeed("evaluate", config=study)
-    content = json.loads((trained.folder / "runs/language/study/scores.json").read_text())
+    folder = trained.folder / "runs/language/study"
+    content = json.loads((folder / "scores.json").read_text())
     rows = {(r["task"], r["method"], r["metric"], r["versus"]): r for r in content["rows"]}
     assert content["seeds"] == [0, 1]
-    equal = {"sink-window", "sink-mean-pool", "oracle-by-sum", "gate, uniform"}
-    methods, losses = equal | {"gate", "rules with budgets"}, {}
-    for fraction in ("70%", "100%"):
-        task = f"prompts, {fraction} of the blocks"
-        mass = {m: rows[task, m, "attention_mass", None]["value"] for m in methods}
-        assert {m for t, m, *_ in rows if t == task} == methods
-        assert all(0 < value < 1 + 1e-6 for value in mass.values())
-        losses[fraction] = {m: rows[task, m, "loss_increase_nats", None]["value"] for m in methods}
-        gap, own = rows[task, RULES, "loss_increase_nats", "gate"], losses[fraction]["gate"]
-        assert gap["value"] == pytest.approx(losses[fraction][RULES] - own, abs=1e-6)
-        assert f"lose {own:.3f} nats [" in content["headline"]
-        assert f"next to {RULES} {-gap['value']:+.3f} [" in content["headline"]
-    assert all(value == pytest.approx(1, abs=1e-6) for value in mass.values())
-    for method, value in losses["100%"].items():
-        assert abs(value) < 1e-5, method  # all is read
-    assert any(abs(value) > 1e-5 for value in losses["70%"].values())
+    alone = {"sink-window", "sink-mean-pool", "vertical-slash", "gate", RULES}
+    references, losses = {"oracle-by-sum", "gate, uniform"}, {}
+    for length, fraction, documents in (("16", "70%", 3), ("16", "100%", 2), ("24", "70%", 2)):
+        task = f"prompts of {length} tokens, {fraction} of the blocks"
+        methods = alone | (references if length == "16" else set())
+        figures = {
+            metric: {m: r for (t, m, n, v), r in rows.items() if (t, n, v) == (task, metric, None)}
+            for metric in ("loss_increase_nats", "cpu_seconds", "attention_mass")
+        }
+        mass, seconds = figures["attention_mass"], figures["cpu_seconds"]
+        assert mass.keys() == (methods if length == "16" else set())
+        assert all(0 < row["value"] < 1 + 1e-6 for row in mass.values())
+        assert seconds.keys() == {"dense"} | methods - {"oracle-by-sum"}
+        assert all(0 < row["value"] < 5 for row in seconds.values())
+        losses[task] = figures["loss_increase_nats"]
+        assert losses[task].keys() == methods
+        assert {row["n"] for row in losses[task].values()} == {documents}
+        for method in methods - {"gate"}:
+            gap, own = rows[task, method, "loss_increase_nats", "gate"], losses[task]["gate"]
+            expected = losses[task][method]["value"] - own["value"]
+            assert gap["value"] == pytest.approx(expected, abs=1e-6)
+        gap = rows[task, RULES, "loss_increase_nats", "gate"]["value"]
+        assert f"{length} tokens, gates with budgets lose {own['value']:.3f} nats [" in said
+        assert f"next to {RULES} {-gap:+.3f} [" in content["headline"]
+        if fraction == "100%":  # all is read
+            assert all(row["value"] == pytest.approx(1, abs=1e-6) for row in mass.values())
+        values = [abs(row["value"]) for row in losses[task].values()]
+        assert max(values) < 1e-5 if fraction == "100%" else max(values) > 1e-5
     assert [(bar["name"], bar["met"], bar["bar"]) for bar in content["bars"]] == [
-        ("prompts, 70% of the blocks: nats over dense", True, 9.0),
+        ("prompts of 16 tokens, 70% of the blocks: nats over dense", True, 9.0),
         (
-            "prompts, 100% of the blocks: nats over rules with budgets, upper end of the interval",
+            "prompts of 16 tokens, 100% of the blocks: nats over rules with budgets, upper end of"
+            " the interval",
             True,
             0.1,
         ),
+        ("prompts of 24 tokens, 70% of the blocks: as fast as the model as it comes", True, 0.001),
     ]
-    assert "prompts, 70% of the blocks" in said
+    drawn = (folder / "figures/loss-over-seconds.csv").read_text()
+    for panel in ("16 tokens: ● 70%, ■ 100%", "24 tokens: ● 70%"):
+        points = [row for row in drawn.splitlines() if panel in row and ",point," in row]
+        assert {method for method in alone if any(method in row for row in points)} == alone
     assert "missing" not in trained.succeed("evaluate", config=study)
+
+
+def test_seconds_are_medians_of_those_that_are_drawn():
+    scores = medians([5.0, 1.0, 9.0, 2.0])
+    weights = np.array([[1.0, 1, 1, 1], [1, 0, 1, 1], [0, 3, 1, 1], [0, 0, 0, 2]])
+    assert scores(weights)["cpu_seconds"].tolist() == [2.0, 5.0, 1.0, 2.0]
 
 
 def test_losses_are_those_of_a_model_that_scales_its_logits():
@@ -215,8 +245,9 @@ def test_losses_are_those_of_a_model_that_scales_its_logits():
     tokens = torch.arange(1, 13)
     with torch.no_grad():
         expected = float(model(tokens[None], labels=tokens[None]).loss)
+    assert prefill(model, tokens)[0] == pytest.approx(expected)
     attach_block_gates(model, block_size=4)
-    assert nats(model, tokens, lambda _, seen: attend_to_all(seen)) == pytest.approx(expected)
+    assert prefill(model, tokens, lambda _, seen: attend_to_all(seen))[0] == pytest.approx(expected)
 
 
 def test_faulty_calls_are_one_line(distilled, trained, weights, study, faulty_inputs):
@@ -300,14 +331,21 @@ def test_faulty_calls_are_one_line(distilled, trained, weights, study, faulty_in
             ("language", "evaluate", "--config", study, "--kinds", "[]"), "--kinds is empty"),
         "no fractions": (
             ("language", "evaluate", "--config", study, "--fractions", "[]"),
-            r"--fractions \[\] and --calibration 2, expected numbers from 1 and fractions up to 1"),
+            r"--fractions \[\] and --calibration 2, expected .* from 16 and fractions up to 1"),
+        "fewer lengths than fractions": (
+            ("language", "evaluate", "--config", study, "--lengths", "[16]"),
+            r"--lengths \[16\], --fractions \[0.7, 1.0, 0.7\] .*, equally many"),
+        "a prompt shorter than those of the gates": (
+            ("language", "evaluate", "--config", study, "--lengths", "[16, 16, 8]"),
+            r"--lengths \[16, 16, 8\], .* lengths from 16 "),
         "fewer blocks than one a row": (
-            ("language", "evaluate", "--config", study, "--fractions", "[0.3]", "--name", "few"),
+            ("language", "evaluate", "--config", study, "--fractions", "[0.3, 1, 1]"),
             "the density is 0.3, expected 0.4"),
         "no held-out": (
-            ("language", "evaluate", "--config", study, "--held_out", "0"), "--held_out is 0"),
+            ("language", "evaluate", "--config", study, "--held_out", "[0]"),
+            r"--held_out is \[0\]"),
         "too few held out": (
-            ("language", "evaluate", "--config", study, "--held_out", "999"),
+            ("language", "evaluate", "--config", study, "--held_out", "[999]"),
             "test documents have 16 tokens, --held_out is 999"),
     }  # fmt: skip
     faulty_inputs(faults, run=trained, folder=trained.folder)
