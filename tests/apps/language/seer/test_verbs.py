@@ -180,6 +180,7 @@ def test_without_gates_heads_choose_by_what_needs_no_training(trained, weights):
     assert model(torch.arange(16)[None]).logits.isfinite().all()
 
 
+@pytest.mark.costly("gates of two kinds and two seeds are trained, and read 24 tokens at most")
 def test_gates_with_budgets_are_compared_with_rivals(trained, study):
     said = trained.succeed("evaluate", config=study)
     folder = trained.folder / "runs/language/study"
