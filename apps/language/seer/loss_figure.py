@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from apps.language.seer.prompts import DENSE, LOSS, SECONDS
+from apps.language.seer.prompt_losses import DENSE, LOSS, SECONDS
 from harness.evidence import Row
 from harness.figures.style import MUTED, TEXT_SIZE, colors_of, dress, head, new_figure, place
 

@@ -13,7 +13,7 @@ from apps.language.diagnose import PAGE, beginnings, opened
 from apps.language.seer.calibrate import calibration_tokens, mean_errors
 from apps.language.seer.distill import Distillation, Recipe, digest_of, model_with_gates
 from apps.language.seer.loss_figure import loss_figure
-from apps.language.seer.prompts import DENSE, LOSS, MASS, RULES, SECONDS, MadeBudgets, measure
+from apps.language.seer.prompt_losses import DENSE, LOSS, MASS, RULES, SECONDS, MadeBudgets, measure
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
 from harness.evidence import Bar, Resamples, Row, Scores, compare, moments

@@ -16,7 +16,7 @@ from apps.language.generate import models_in, shipped
 from apps.language.seer import distill
 from apps.language.seer.calibrate import calibration_tokens
 from apps.language.seer.distill import digest_of
-from apps.language.seer.prompts import RULES, prefill
+from apps.language.seer.prompt_losses import RULES, prefill
 from apps.language.seer.study import medians
 from apps.language.seer.tour import GATES, block_part
 from harness.figures import read_metrics
