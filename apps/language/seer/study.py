@@ -17,7 +17,7 @@ from apps.language.seer.prompt_losses import DENSE, LOSS, MASS, RULES, SECONDS, 
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
 from harness.evidence import Bar, Resamples, Row, Scores, compare, moments
-from harness.experiment import Arrays, Piece, read_scores
+from harness.experiment import Arrays, Piece, Run, read_scores
 from harness.files import Data
 from harness.report.page import Page
 from language.corpus import read_corpus
@@ -175,10 +175,17 @@ def evaluate(
         prompts: rows_of([*held[prompts.length]][: prompts.held_out], figures, prompts)
         for prompts in every
     }
+    _finish(run, rows, bars, seeds, Data.of(pretrained.folder.name, "model", pretrained.folder))
+
+
+def _finish(
+    run: Run, rows: Mapping[Prompts, Sequence[Row]], bars: Bars, seeds: Sequence[int], model: Data
+) -> None:
+    """Write scores and a report."""
     path = run.finish(
-        [row for found in rows.values() for row in found], bars_of(rows, bars), seeds=seeds,
-        headline=" ".join(sentence(found, prompts) for prompts, found in rows.items()),
-        data=[Data.of(pretrained.folder.name, "model", pretrained.folder)], notes=[NOTE],
+        [row for of in rows.values() for row in of], bars_of(rows, bars), seeds=seeds,
+        headline=" ".join(sentence(of, prompts) for prompts, of in rows.items()), data=[model],
+        notes=[NOTE],
     )  # fmt: skip
     scores = read_scores(path, "language")
     page = Page("Block gates", scores.headline).section("Loss over seconds")
