@@ -48,7 +48,9 @@ class Questions:
             ``data``, the most that the model reads, questions and answers included: the middle of
             a longer context is left out.
         rows: Contexts of a task.
-        data: Folder of the published files; contexts are generated if null.
+        data: Folder of the published files, such as scbench_kv.jsonl, whose lines have an ``id``, a
+            ``context`` and ``multi_turns`` of ``input`` and ``answer``; contexts are generated if
+            null.
         words: The keys of ``kv`` are common words and its values numbers, for small models.
         chat: Prompts have the chat template of the tokenizer, if it has one.
         new_tokens: Most tokens of an answer; those of the task if null.
@@ -83,6 +85,10 @@ class Questions:
                 f"--task is {list(self.task)}, --mode {list(self.mode)}, --rows {self.rows} and"
                 f" --new_tokens {self.new_tokens}: expected tasks, modes, rows from 1, and answers"
                 " of 3 tokens at least, as the first one is read before the cache is compressed"
+            )
+        if self.words and self.data:
+            raise GatesError(
+                "--words is of generated contexts, and --data gives others: leave one out"
             )
         self.policies()
 

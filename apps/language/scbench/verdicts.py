@@ -96,10 +96,13 @@ class Verdict:
 
     def sentence(self) -> str:
         """Return what policies are level with full, or why nothing is ranked."""
-        full, rows = self.full, len(self.contexts)
+        full, rows, of = self.full, len(self.contexts), self.figures[FULL]
         if rows == 1:
             return f"{self.title}: nothing is ranked, as one row has no interval: ask more."
         whole = f"full has {full.value:.2f} [{full.low:.2f}, {full.high:.2f}]"
+        if cut := of["truncated"].sum():
+            share = cut / (cut + of["tokens.prefill"].sum())
+            whole += f" of contexts whose middle was left out, {share:.0%} of their tokens"
         if not self.ranked:
             return (
                 f"{self.title}: nothing is ranked, as {whole}, which reaches down to"

@@ -155,7 +155,10 @@ class DroppingPolicy(KVPolicy):
     keep: float = 0.5
 
     def scores(self, layer: LayerState, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Return scores (B, K, T) of tokens, see `KVPolicy.prefill`; infinite: surely kept."""
+        """Return scores of tokens, (B, K, T), or (B, H, T), by which keys are held H / K times.
+
+        See `KVPolicy.prefill`; what is infinite is surely kept.
+        """
         raise NotImplementedError
 
     def count(self, layer: LayerState, length: int) -> int:
@@ -165,12 +168,22 @@ class DroppingPolicy(KVPolicy):
     def prefill(
         self, layer: LayerState, queries: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor | None:
-        """Return the positions with the highest scores."""
+        """Return the positions with the highest scores.
+
+        Raises:
+            GatesError: There is another number of scores, or one is NaN.
+        """
         self.require(keys.shape[2])
         count = self.count(layer, keys.shape[2])
         if count >= keys.shape[2]:
             return None
         scores = self.scores(layer, queries, keys, values)
+        shapes = keys.shape[:3], queries.shape[:3]  # a query head each: keys are repeated
+        if getattr(scores, "shape", None) not in shapes or bool(torch.isnan(scores).any()):
+            raise GatesError(
+                f"scores of {type(self).__name__} have NaN, or not the shape {tuple(shapes[0])}:"
+                " give one for each sequence, key head and token"
+            )
         return scores.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(-1).values
 
     def require(self, length: int) -> None:

@@ -164,6 +164,7 @@ def test_a_model_that_does_not_answer_is_not_ranked(gates):
         (("--new_tokens", 0), "answers of 3 tokens at least"),
         (("--policy", "kivi:bits=4:bits=2"), "occurs twice"),
         (("--data", "nowhere"), "nowhere"),
+        (("--data", "data", "--words"), "--words is of generated contexts"),
         (("--data", "data", "--rows", 9), "has 3 rows of kv, --rows is 9"),
     ],
 )

@@ -80,6 +80,7 @@ def verdict_of(full, options=(), answers="{}"):
     verdict.contexts = [Row("kv", n, "c", turn) for n, turn in enumerate(turns)]
     half = np.array(full, dtype=float)[:, None] * (np.arange(len(full)) % 2)[:, None]
     size = {"held_bytes": np.ones(len(full)), "full_bytes": np.full(len(full), 4.0)}
+    size |= {"truncated": np.zeros(len(full)), "tokens.prefill": np.full(len(full), 30.0)}
     verdict.figures = {"full": {"score": np.array(full, dtype=float)[:, None], **size},
                        "other": {"score": half, **size}}  # fmt: skip
     verdict.title, verdict.asking = "x", SimpleNamespace(name="")
@@ -98,6 +99,14 @@ def test_what_full_rarely_answers_is_not_ranked(right, options, ranked):
     assert ("nothing is ranked" in verdict.sentence()) == (not ranked)
     if ranked:
         assert "1 policies 1 are surely below it." in verdict.sentence()
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_contexts_that_do_not_fit_are_said_with_what_full_answers(right):
+    verdict = verdict_of([right] * 40)
+    assert "left out" not in verdict.sentence()
+    verdict.figures["full"]["truncated"][3:] = 10
+    assert "] of contexts whose middle was left out, 24% of their tokens" in verdict.sentence()
 
 
 def test_one_row_is_not_ranked():

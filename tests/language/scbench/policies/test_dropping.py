@@ -12,6 +12,7 @@ import transformers
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from core_gates.errors import GatesError
 from language.scbench.policies.base import DroppingPolicy
 from language.scbench.policies.cache import LayerState
 from language.scbench.policies.registry import policy_of
@@ -179,3 +180,21 @@ def test_a_policy_in_ten_lines(tiny, tokens):
     assert out.shape == (2, 75)
     assert cache.get_seq_length() == 74
     assert cache.layers[0].states[0].held["keys"].shape[2] == 17 + 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda scores: scores[..., :-1],
+        lambda scores: scores.repeat(1, 4, 1),
+        lambda scores: scores[:, 0],
+        lambda scores: scores.where(scores < scores.amax(), torch.nan),
+        lambda scores: None,
+    ],
+)
+def test_scores_of_another_shape_are_refused_in_one_line(change, tiny, tokens, monkeypatch):
+    model, policy = tiny(), LoudPolicy(keep=0.25)
+    scores = LoudPolicy.scores
+    monkeypatch.setattr(LoudPolicy, "scores", lambda *args: change(scores(*args)))
+    with pytest.raises(GatesError, match=r"scores of LoudPolicy have NaN, or not the shape \(2, "):
+        model(tokens, cache=policy.make_cache(model))
