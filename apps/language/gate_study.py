@@ -36,7 +36,9 @@ PLACED = tuple(place for place in get_args(Position) if place != NONE)
 LETTERS = 2000  # of a held-out document that are scored
 BATCH = 16
 LARGEST = "largest_activation"
-FIGURES = ("first_token_attention", LARGEST, "gate_mean")
+SECONDS = "microseconds of a byte"
+FIGURES = ("first_token_attention", LARGEST, "gate_mean", SECONDS)
+Figures = Mapping[str, Sequence[Mapping[str, Tensor]]]
 NOTE = (
     "Where a gate is added, the networks after attention are narrower, so that all decoders have "
     "about the same number of weights. Seeds, order of the data, steps and learning rates are the "
@@ -66,14 +68,20 @@ def weights_of(settings: Any) -> tuple[int, int]:
     """Return the number of weights of a decoder, and of those in gates."""
     with torch.device("meta"):
         model = module_of(settings).model
-    gates = [block.self_attn.gate for block in model.blocks]
+    gates = [part for b in model.blocks for part in (b.self_attn.gate, b.self_attn.attend)]
     inside = sum(p.numel() for gate in gates if gate is not None for p in gate.parameters())
     return sum(p.numel() for p in model.parameters()), inside
 
 
+def letters_of(data: LanguageDataModule) -> int:
+    """Return how many letters of a document are scored, two contexts at least."""
+    return max(LETTERS, 2 * data.context)
+
+
 def beginnings(data: LanguageDataModule) -> list[Document]:
     """Return the beginnings of the held-out documents that are scored, a context long at least."""
-    shown = [Document(document.name, document.text[:LETTERS]) for document in data.held_out(TASK)]
+    most = letters_of(data)
+    shown = [Document(document.name, document.text[:most]) for document in data.held_out(TASK)]
     documents, _ = scored_part(data.shards.tokenizer, shown, 2 * data.context)
     return documents
 
@@ -115,6 +123,8 @@ class GateStudy:
         GatesError: There is no such gate.
     """
 
+    note, score = NOTE, staticmethod(score_gated)
+
     def __init__(
         self, run: Run, data: LanguageDataModule, seeds: Sequence[int], gates: Sequence[str]
     ) -> None:
@@ -152,20 +162,24 @@ class GateStudy:
             ticks=max(1, run.settings.get("trainer.max_steps") or 0), unit="steps",
             leave_out=not train,
         )  # fmt: skip
-        run.obtain(scores, trained, partial(score_gated, places=self.places, weights=weights))
-        scores_of = {n: [scores.load(p) for p in self.pieces(n) if p in trained] for n in gates}
-        rows = self._rows(scores_of)
+        run.obtain(scores, trained, partial(self.score, places=self.places, weights=weights))
+        rows = self._rows(self._methods(scores, trained))
         said = [sentence(row) for row in rows if row.versus and row.metric == METRIC]
-        notes = [NOTE.format(letters=LETTERS, context=self.data.context), self._sizes()]
+        sizes = {"letters": letters_of(self.data), "context": self.data.context}
+        notes = [self.note.format(**sizes), self._sizes()]
         return run.finish(
             rows, seeds=self.seeds, data=self.data.digest(), headline=" ".join(said), notes=notes
         )
 
-    def _rows(self, scores_of: Mapping[str, Sequence[Mapping[str, Tensor]]]) -> list[Row]:
-        """Return every figure, and by how much it differs from that of the first gate."""
+    def _methods(self, scores: Store[Any], trained: Sequence[Piece]) -> Figures:
+        """Return what has been measured, a mapping for each seed, by method."""
+        return {n: [scores.load(p) for p in self.pieces(n) if p in trained] for n in self.gates}
+
+    def _rows(self, scores_of: Figures) -> list[Row]:
+        """Return every figure, and by how much it differs from that of the first method."""
         draws = Resamples.clusters([document.name for document in beginnings(self.data)])
-        rows = []
-        for metric in (METRIC, *FIGURES) if scores_of[self.gates[0]] else ():
+        first, rows = next(iter(scores_of)), list[Row]()
+        for metric in (METRIC, *FIGURES) if scores_of[first] else ():
             transform = ratio if metric == METRIC else None
             scores = {
                 name: [
@@ -175,8 +189,8 @@ class GateStudy:
                 for name, every in scores_of.items()
                 if every and metric in every[0]
             }
-            reference = self.gates[0] if self.gates[0] in scores else None
-            rows += compare(scores, draws, task=TASK, reference=reference)
+            reference = first if first in scores else None
+            rows += compare(scores, draws, task=TASK, reference=reference) if scores else []
         lacking = [name for name, every in scores_of.items() if not every or not rows]
         note = "not compared: training is asked for by --train"
         return rows + [Row(name, TASK, METRIC, np.nan, note=note) for name in lacking]

@@ -53,6 +53,12 @@ class GatedAttention(nn.Module):
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
 
+    Attributes:
+        attend: Takes the place of attention of whole sequences, without padding and after nothing
+            in a cache, such as by blocks: called with queries, keys and values of all heads, as
+            `project` returns them, and the table of their rotation, it returns what the heads read
+            (B, num_heads, T, head_dim). None by default.
+
     Shape:
         ``x`` (B, T, dim) to (B, T, dim).
 
@@ -105,6 +111,7 @@ class GatedAttention(nn.Module):
         self.q_norm = nn.RMSNorm(self.head_dim, eps=norm_eps, **options) if qk_norm else None
         self.k_norm = nn.RMSNorm(self.head_dim, eps=norm_eps, **options) if qk_norm else None
         self.gate = None
+        self.attend: nn.Module | None = None
         if position != "none":
             self.gate = HeadGate(
                 dim,
@@ -171,7 +178,10 @@ class GatedAttention(nn.Module):
         if cache is not None:
             k, v, ignored = cache.extend(k, v, padding_mask=padding_mask)
         mask = self._visible(x.shape[1], num_before, ignored, x.device)
-        heads = self._attend(q, k, v, mask)
+        if self.attend is None or mask is not None or num_before:
+            heads = self._attend(q, k, v, mask)
+        else:
+            heads = self.attend(q, k, v, rotary)
         y = self._gated("G1", x, heads.transpose(1, 2)).flatten(-2)
         result: Tensor = self._gated("G5", x, self.o_proj(y).unsqueeze(-2)).squeeze(-2)
         return zero_padding(result, padding_mask)

@@ -141,9 +141,10 @@ def _config_of(model: Decoder) -> dict[str, Any]:
         GatesError: No family computes what it does.
     """
     attention = model.blocks[0].self_attn
-    if attention.gate is not None:
+    if attention.gate is not None or attention.attend is not None:
+        place = "blocks" if attention.gate is None else attention.position
         raise GatesError(
-            f"no family of transformers has gates at {attention.position} of attention: keep the"
+            f"no family of transformers has gates at {place} of attention: keep the"
             " checkpoint of this one"
         )
     normed = attention.q_norm is not None

@@ -94,10 +94,10 @@ class BlockSelector(nn.Module):
         self.block_size, self.dense_rows = block_size, dense_rows
         self.sinks, self.recent = sinks, recent
         if self.rule in ("k", "token_budget"):
-            over = torch.as_tensor(sinks) + recent - self._count(0)
-            if (most := int(over.max())) > 0:
+            first, most = (torch.as_tensor(n, device="cpu") for n in (sinks, self._count(0)))
+            if (over := int((first + recent - most).max())) > 0:
                 raise ValueError(
-                    f"sinks={sinks} and recent={recent} are {most} more than the blocks of"
+                    f"sinks={sinks} and recent={recent} are {over} more than the blocks of"
                     f" {self.rule}={self.value}: raise it, or lower them"
                 )
 
