@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from core_gates.routing.collect import refuse_coupled_gates
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.schedules import SteppedGate
 from language.decoder import Decoder
+from language.hf.model_folder import read_model
 from language.seer.attention import AttentionInputs, attend_to_all
 from language.seer.distillation import SKIPPED
 from language.seer.recording import Record, inputs_of, logits_of, record
@@ -32,6 +34,7 @@ from language.seer.rivals import (
 Reads = Callable[[Any, AttentionInputs], Tensor]
 """Returns what heads read (B, H, T, D) in a `BlockAttention`."""
 
+SHIPPED = Path(__file__).parents[1] / "weights"
 LOSS = "blocks"
 """Name of the divergence of gates from attention, in nats per row of blocks."""
 
@@ -140,13 +143,15 @@ class BlockAttention(nn.Module):
 class SparseDecoder(Decoder):
     """A decoder that reads few blocks, chosen by gates that learn beside it.
 
-    Its weights are drawn as those of a `Decoder` with the same seed. Sequences with padding, and
+    Without gates its weights are those of a `Decoder` with the same seed. Sequences with padding, and
     what follows in a cache, read everything.
 
     Args:
         block_size: Tokens of a block.
         blocks: Blocks of keys that a block of queries reads, the first and its own among them.
         dense_steps: First steps of the optimizer, in which everything is read.
+        start: Folder of the decoder whose weights it begins with, as transformers writes it; one
+            that ships, such as ``long/weights/decoder-s0``, or any other. None: they are drawn.
         allow_leak: Must be true: a token is routed by later ones of its block.
         **options: Those of `Decoder`.
 
@@ -160,11 +165,14 @@ class SparseDecoder(Decoder):
         block_size: int = 64,
         blocks: int = 4,
         dense_steps: int = 0,
+        start: str | None = None,
         allow_leak: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         check_whole(0, dense_steps=dense_steps)
+        if start is not None:
+            self.load_state_dict(read_model(SHIPPED / start)[0].state_dict())
         for block in self.blocks:
             block.self_attn.attend = BlockAttention(
                 block.self_attn, -(-self.context // block_size), block_size=block_size,
