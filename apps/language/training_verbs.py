@@ -10,7 +10,6 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from apps.language.byte_scores import DECODER, PLACES, WEIGHTS, ModelFolder, Study, module_of
 from apps.language.gate_study import GateStudy
-from apps.language.seer.sparse_study import DENSE_STEPS, SparseStudy
 from apps.main import APPS
 from core_gates.errors import GatesError
 from harness.command import GatesRunCLI, GatesRunTrainer
@@ -67,8 +66,7 @@ class LanguageTrainer(GatesRunTrainer):
         """Run the study that the configuration names; these are the options of ``bytes``.
 
         It scores counts of bytes, PPMd and the decoder in bits per byte of held-out documents.
-        With ``gates``, decoders are compared that differ in the gate of their attention alone, or
-        in how much they read while they are trained.
+        With ``gates``, decoders are compared that differ in the gate of their attention alone.
 
         Args:
             model: Filled in by the command line.
@@ -78,8 +76,7 @@ class LanguageTrainer(GatesRunTrainer):
             train: Train the decoder where it is missing, as ``fit`` does, instead of naming the
                 command.
             gates: Gates of attention that are compared with the first, which is ``none`` or a place
-                from G1 to G5, and ``elementwise`` or ``headwise``; none if empty. Of a
-                ``SparseDecoder`` they are ``dense`` and ``sparse``.
+                from G1 to G5, and ``elementwise`` or ``headwise``; none if empty.
             study: ``bytes``, this one; ``blocks`` of attention that gates choose (configurations
                 ``seer``, ``seer_smollm2``); ``adapters`` (``sora``); ``offload`` of experts to a
                 disk (``offload``); or ``scbench``, policies of the KV cache (``scbench``).
@@ -92,8 +89,7 @@ class LanguageTrainer(GatesRunTrainer):
         datamodule.setup("test")
         run = self.run(seeds=seeds)
         if gates:
-            study_of = SparseStudy if DENSE_STEPS in run.settings else GateStudy
-            study_of(run, datamodule, seeds, gates).finish(train=train)
+            GateStudy(run, datamodule, seeds, gates).finish(train=train)
         else:
             Study(run, datamodule, seeds).finish(most_bits, train=train)
 
