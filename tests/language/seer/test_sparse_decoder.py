@@ -1,5 +1,6 @@
 """A decoder that learns to read few blocks: what it reads, and what learns by which loss."""
 
+import warnings
 from functools import partial
 
 import lightning as L
@@ -128,7 +129,6 @@ def test_gradients_of_what_is_read_are_those_of_masked_attention(masks):
     torch.testing.assert_close(grad, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # Lightning's advice on loaders
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_gates_come_closer_to_attention(precision):
     model = build(**BLOCKS, dense_steps=10)
@@ -141,8 +141,10 @@ def test_gates_come_closer_to_attention(precision):
 
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     quiet |= {"enable_model_summary": False, "accelerator": "cpu", "callbacks": [Watch()]}
-    trainer = L.Trainer(max_steps=20, precision=precision, **quiet)
-    trainer.fit(module, torch.utils.data.DataLoader([tokens(41)] * 20, batch_size=None))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's advice on loaders
+        trainer = L.Trainer(max_steps=20, precision=precision, **quiet)
+        trainer.fit(module, torch.utils.data.DataLoader([tokens(41)] * 20, batch_size=None))
     assert sum(rows[7:10]) < 0.97 * sum(rows[:3])
     assert int(model.blocks[1].self_attn.attend.routing.step) == 20
     assert torch.isfinite(torch.tensor(rows)).all()
