@@ -52,7 +52,7 @@ NOTE = (
 
 READ_BY_BLOCKS = (
     "dense has read everything in training, sparse few blocks from half of it on; gates learned "
-    "beside both. Seeds, weights at the start, data and steps are the same. Each is read by "
+    "alongside both. Seeds, weights at the start, data and steps are the same. Each is read by "
     "several rules, all but 'all' with as many blocks. What pools queries, 'gate' and "
     "'sink-mean-pool', chooses by later bytes of a block, too. Of every held-out document twice "
     "{context} letters are scored; microseconds are those of a processor, of windows of {context}."

@@ -119,7 +119,7 @@ READINGS: dict[str, Reading] = {
 
 
 class SparseDecoder(Decoder):
-    """A decoder that reads few blocks, chosen by gates that learn beside it.
+    """A decoder that reads few blocks, chosen by gates that learn alongside it.
 
     Sequences with padding, and what follows in a cache, read everything.
 
