@@ -128,7 +128,7 @@ def test_more_rows_and_policies_keep_the_answers(gates):
 
 @pytest.mark.costly("three processes, two of them killed")
 def test_killed_runs_end_with_the_same_predictions(kill_and_resume):
-    words = ("--length", "8k", "--rows", "2", "--policy", "streaming", "--mode", "requests")
+    words = ("--length", "3k", "--rows", "2", "--policy", "streaming", "--mode", "requests")
     kill_and_resume(
         ["language", "scbench", "--model", "retriever", *words],
         app="language",

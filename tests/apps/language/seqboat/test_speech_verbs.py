@@ -22,6 +22,13 @@ from harness.experiment.scores import Scores, write_scores
 from harness.files.piece import read_record
 
 
+@pytest.fixture
+def few_trials(monkeypatch):
+    """Two settings of every method, each tried for an epoch."""
+    for name, value in {"RATES": RATES[3:], "STRENGTHS": STRENGTHS[3:], "TRIAL_EPOCHS": 1}.items():
+        monkeypatch.setattr(f"apps.language.seqboat.speech_study.{name}", value)
+
+
 def test_fit_logs_density_which_report_draws_and_keeps_the_best_weights(gates):
     out = gates.succeed("language", "fit", "--config", "small", "--model.learning_rate", "0.03").out
     run = gates.folder / "runs/language/small"
@@ -47,11 +54,8 @@ def test_fit_logs_density_which_report_draws_and_keeps_the_best_weights(gates):
     assert all(torch.equal(value, best[f"model.{name}"]) for name, value in weights.items())
 
 
-@pytest.mark.costly("trains networks for two seeds and three speakers")
 @pytest.mark.costly("a model and its rivals are tuned and trained, of every speaker")
-def test_evaluate_compares_with_rivals_by_recording_and_by_speaker(gates, monkeypatch):
-    for name, value in {"RATES": RATES[3:], "STRENGTHS": STRENGTHS[3:], "TRIAL_EPOCHS": 1}.items():
-        monkeypatch.setattr(f"apps.language.seqboat.speech_study.{name}", value)
+def test_evaluate_compares_with_rivals_by_recording_and_by_speaker(gates, few_trials):
     words = ("language", "evaluate", "--config", "small", "--trainer.max_epochs", "1")
     out = gates.succeed(*words).out
     scores = json.loads((gates.folder / "runs/language/small/scores.json").read_text())
@@ -103,7 +107,7 @@ def test_notes_name_the_recordings_that_choose_the_settings(gates, wave_writer, 
 
 
 @pytest.mark.fault("48 hostile")
-def test_regression_of_two_classes_is_scored_on_the_speaker_who_is_held_out(gates):
+def test_regression_of_two_classes_is_scored_on_the_speaker_who_is_held_out(gates, few_trials):
     (gates.folder / "two").mkdir()
     for file in gates.folder.glob("speech/[01]_*"):
         file.rename(gates.folder / "two" / file.name)
