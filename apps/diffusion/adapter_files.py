@@ -16,6 +16,7 @@ from rich.table import Table
 from core_gates.errors import GatesError
 from diffusion.fusion.protocol import ROLES, role_of, with_roles
 from diffusion.lora_file import LoraBundle, save_lora, shrink_bundle
+from diffusion.lora_file.dialects import Style, program_style
 from diffusion.lora_file.family import FAMILIES
 from diffusion.lora_file.inspection import block_of, relative_errors
 from diffusion.lora_file.reading import Base
@@ -220,15 +221,16 @@ def roles_of(
 Format = Literal["diffusers", "peft", "kohya", "bfl", "comfyui"]
 Numbers = Literal["bf16", "fp16", "fp32"]
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-FUSED = ("kohya", "bfl", "comfyui")  # formats in which layers are fused that are apart in diffusers
 
 
-def require_place(output: Path, to: Format, *, overwrite: bool, option: str = "--output") -> None:
+def require_place(
+    output: Path, to: Format | None, *, overwrite: bool, option: str = "--output"
+) -> None:
     """Refuse a place for an adapter that cannot be written, before anything is read.
 
     Args:
         output: The place.
-        to: Format of the adapter.
+        to: Format of the adapter; None for a file in the dialect of another.
         overwrite: Whether an adapter may be replaced.
         option: Option that names the place.
 
@@ -238,12 +240,12 @@ def require_place(output: Path, to: Format, *, overwrite: bool, option: str = "-
     """
     require_free(output, overwrite=overwrite, option=option)
     if to != "peft" and output.suffix != ".safetensors":
-        raise GatesError(f"{output} must end with .safetensors, as {to} is a single file")
+        raise GatesError(f"{output} must end with .safetensors, as it is a single file")
     if not output.is_dir():
         return
     others = sorted(path.name for path in output.iterdir() if path.name not in (CONFIG, WEIGHTS))
     if to != "peft" or others:
-        what = f"with {others[0]} in it" if others else f"and {to} is a file"
+        what = f"with {others[0]} in it" if others else f"and {to or 'the result'} is a file"
         raise GatesError(
             f"{output} is a folder {what}, which is not replaced: choose another {option}"
         )
@@ -256,7 +258,11 @@ def range_of(values: Iterable[float]) -> str:
 
 
 def shrunk(
-    console: Console, bundle: LoraBundle, to: Format, rank: int | None, energy: float | None
+    console: Console,
+    bundle: LoraBundle,
+    to: str | Style,
+    rank: int | None,
+    energy: float | None,
 ) -> LoraBundle:
     """Return an adapter of lower ranks and print what is lost, or the same where nothing is asked.
 
@@ -265,7 +271,8 @@ def shrunk(
     """
     if rank is None and energy is None:
         return bundle
-    small, errors = shrink_bundle(bundle, rank, energy, fused=to in FUSED)
+    style = to if isinstance(to, Style) else program_style(to, bundle.family)
+    small, errors = shrink_bundle(bundle, rank, energy, fused=style is not None and style.fuses)
     table = Table("block", "rank", "shrunk to", "‖ΔW − ΔW'‖ / ‖ΔW‖")
     ranks = bundle.ranks(), small.ranks()
     for block, error in relative_errors(errors, bundle.norms()).items():
@@ -275,7 +282,7 @@ def shrunk(
     return small
 
 
-def storable(console: Console, bundle: LoraBundle, to: Format, *, lenient: bool) -> LoraBundle:
+def storable(console: Console, bundle: LoraBundle, to: str | Style, *, lenient: bool) -> LoraBundle:
     """Return an adapter without the text encoders that a format cannot hold, and print these.
 
     Raises:
@@ -290,7 +297,7 @@ def storable(console: Console, bundle: LoraBundle, to: Format, *, lenient: bool)
             way = "and there is nothing else: choose another --to"
         raise GatesError(f"{to} cannot hold {', '.join(lost)}: {way}")
     for what in lost:
-        console.print(f"left out: {what}: {to} cannot hold them")
+        console.print(escape(f"left out: {what}: {to} cannot hold them"))
     return dataclasses.replace(bundle, text_encoders=kept)
 
 
@@ -301,7 +308,7 @@ def layers_in(bundle: LoraBundle) -> str:
 
 
 def write(
-    console: Console, bundle: LoraBundle, output: Path, to: Format, dtype: Numbers | None
+    console: Console, bundle: LoraBundle, output: Path, to: str | Style, dtype: Numbers | None
 ) -> None:
     """Write an adapter and print what was written, the path last.
 

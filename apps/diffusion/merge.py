@@ -26,9 +26,13 @@ from apps.diffusion.adapter_files import (
 )
 from apps.diffusion.inspect import dialects, plain_console, show_notes
 from core_gates.errors import GatesError
+from diffusion.fusion.protocol import one_family
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.lora_file.container import clean
+from diffusion.lora_file.dialects import Style, kept_metadata, refuse_unlike, style_of
+from diffusion.lora_file.family import FAMILIES
 from diffusion.lora_file.inspection import describe, sums_of_squares
+from diffusion.lora_file.reading import Base
 from harness.files import Data, require_apart
 
 
@@ -250,7 +254,7 @@ def merge(
     rank: int | None = None,
     energy: float | None = None,
     seed: int = 0,
-    to: Format = "diffusers",
+    to: Format | None = None,
     dtype: Numbers | None = None,
     base: str | None = None,
     gates: str | None = None,
@@ -262,8 +266,9 @@ def merge(
 ) -> None:
     """Make one adapter of FILES, which any program loads like one of them.
 
-    FILES are .safetensors files in any dialect, or folders of PEFT, of one family of models; the
-    stem of a file is the name of its adapter, NAME=PATH gives it another.
+    FILES are .safetensors files in any dialect, or folders of PEFT, of one family of models, also
+    of one that is not known; the stem of a file is the name of its adapter, NAME=PATH gives it
+    another.
 
     Args:
         files: Adapters that are merged, each as PATH or NAME=PATH.
@@ -277,7 +282,7 @@ def merge(
         rank: Components per layer that are kept at most; the largest of the files for svd.
         energy: Fraction of the squared norm of each change that is kept at least, in (0, 1].
         seed: Seed of the entries that DARE drops, and of the images of baked.
-        to: Format of the output.
+        to: Format of the output, for FLUX.1 and SD3; by default that of the first file.
         dtype: Numbers of the output; by default those of the files, where they are exact.
         base: What the files are for: flux, sd3 or a folder of diffusers, whose layers they must
             fit; by default each file decides.
@@ -296,10 +301,10 @@ def merge(
         method, given, density, rank, seed, folder, None if gates is None else Path(gates),
         tuple(filter(None, map(str.strip, (prompts or "").split(";")))), steps, roles_in(roles),
     )  # fmt: skip
-    form = Form(Path(output), to, energy, dtype, lenient)
+    first = "peft" if next(iter(places.values())).is_dir() else None
+    form = Form(Path(output), to or first, energy, dtype, lenient)
     _check(places, settings, form, overwrite=overwrite_output)
-    adapters = {n: load_lora(p, base_of(base), strict=not lenient) for n, p in places.items()}
-    _merge(plain_console(), adapters, settings, form)
+    _merge(plain_console(), places, base_of(base), settings, form)
 
 
 class Form(NamedTuple):
@@ -307,14 +312,14 @@ class Form(NamedTuple):
 
     Attributes:
         path: Where to.
-        to: Its format.
+        to: Its format; None for that of the first file.
         energy: Fraction of the squared norm of each change that is kept at least; all if None.
         dtype: Its numbers.
         lenient: Whether what cannot be merged or written is left out.
     """
 
     path: Path
-    to: Format
+    to: Format | None
     energy: float | None
     dtype: Numbers | None
     lenient: bool
@@ -330,7 +335,11 @@ def _check(places: Mapping[str, Path], settings: Settings, form: Form, *, overwr
 
 
 def _merge(
-    console: Console, adapters: Mapping[str, LoraBundle], settings: Settings, form: Form
+    console: Console,
+    places: Mapping[str, Path],
+    base: Base | None,
+    settings: Settings,
+    form: Form,
 ) -> None:
     """Merge adapters, print their norms and what is lost, and write the result.
 
@@ -338,7 +347,12 @@ def _merge(
         GatesError: There are parts for text encoders that the method leaves out, and ``lenient``
             is not asked for.
     """
+    adapters = {
+        name: load_lora(place, base, strict=not form.lenient, any_family=True)
+        for name, place in places.items()
+    }
     method, rank = settings.method, settings.rank
+    to = _written_as(adapters, form.to)
     for what in (
         []
         if method in EXACT
@@ -368,19 +382,32 @@ def _merge(
                 adapters, settings.roles, lambda: None, ask=depends_on_roles(settings.gates)
             )
         )
-    whole = storable(console, merged(adapters, settings), form.to, lenient=form.lenient)
+    whole = storable(console, merged(adapters, settings), to, lenient=form.lenient)
     if method == "svd" and rank is None and form.energy is None:
         rank = max(r for bundle in adapters.values() for r in bundle.ranks().values())
-    small = shrunk(console, whole, form.to, rank, form.energy)
+    small = shrunk(console, whole, to, rank, form.energy)
     strengths = settings.strengths(adapters)
     console.print(_norms(adapters, strengths, small))
     storages = {bundle.storage for bundle in adapters.values()}
     storage = storages.pop() if len(storages) == 1 else whole.storage
-    metadata = _metadata(
-        adapters, settings.record(strengths=strengths, rank=rank, energy=form.energy)
-    )
-    result = dataclasses.replace(small, metadata=metadata, storage=storage)
-    write(console, result, form.path, form.to, form.dtype)
+    record = settings.record(strengths=strengths, rank=rank, energy=form.energy)
+    result = dataclasses.replace(small, metadata=_metadata(adapters, record), storage=storage)
+    write(console, result, form.path, to, form.dtype)
+
+
+def _written_as(adapters: Mapping[str, LoraBundle], to: Format | None) -> str | Style:
+    """Return the format of the result, by default the dialect of the first adapter.
+
+    Raises:
+        GatesError: They are of several families, or cannot be written so.
+    """
+    family = one_family(adapters)
+    refuse_unlike(adapters)
+    if to is None:
+        return style_of(next(iter(adapters.values())))
+    if family not in FAMILIES and to != "peft":
+        raise GatesError(f"--to is for {' and '.join(FAMILIES)}, found {family}: leave it out")
+    return to
 
 
 def _norms(
@@ -398,7 +425,7 @@ def _norms(
 
 
 def _metadata(adapters: Mapping[str, LoraBundle], record: Mapping[str, Any]) -> dict[str, str]:
-    """Return what the header of the result tells: where it comes from, and all licenses."""
+    """Return the header of the first file, with where the result comes from, and all licenses."""
     described = {name: describe(bundle.metadata) for name, bundle in adapters.items()}
     titles = {name: text.title or name for name, text in described.items()}
     triggers = dict.fromkeys(word for text in described.values() for word in text.triggers)
@@ -410,4 +437,5 @@ def _metadata(adapters: Mapping[str, LoraBundle], record: Mapping[str, Any]) -> 
         "modelspec.license": "; ".join(licenses),
         "gates.merge": json.dumps(record),
     }
-    return {key: text for key, text in entries.items() if text}
+    first = kept_metadata(next(iter(adapters.values())).metadata)
+    return first | {key: text for key, text in entries.items() if text}

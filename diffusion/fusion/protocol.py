@@ -15,6 +15,7 @@ from core_gates.numerics import accumulation_dtype
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.lora_file.family import FAMILIES, Placed, index_of, place
 from diffusion.lora_file.inspection import describe
+from diffusion.lora_file.names import UNETS
 
 
 class Fusion(ABC):
@@ -304,6 +305,8 @@ def one_family(adapters: Mapping[str, LoraBundle]) -> str:
         GatesError: There are none, or they are of several.
     """
     families = {bundle.family: name for name, bundle in adapters.items()}
+    if {"unet"} < families.keys() <= set(UNETS):
+        del families["unet"]
     if len(families) != 1:
         found = ", ".join(f"{name!r} for {family}" for family, name in families.items())
         raise GatesError(
@@ -334,6 +337,10 @@ def plain_factors(adapters: Mapping[str, LoraBundle], module: str) -> dict[str, 
                 f"adapter {name!r} is a DoRA at {module}, whose change depends on the base, and"
                 " cannot be merged: leave it out"
             )
+    kernels = {f.kernel or (1, 1): name for name, f in found.items()}
+    if len(kernels) > 1:
+        text = ", ".join(f"{'x'.join(map(str, k))} in {name!r}" for k, name in kernels.items())
+        raise GatesError(f"kernels of {module} are unequal: {text}; merge adapters of one model")
     sizes = {(f.in_features, f.out_features): name for name, f in found.items()}
     if len(sizes) > 1:
         text = ", ".join(f"{i} to {o} features in {n!r}" for (i, o), n in sizes.items())
@@ -353,7 +360,9 @@ def stacked(factors: Sequence[Factors], weights: Sequence[Weight]) -> Factors:
     for one, weight in zip(factors, weights, strict=True):
         rows = torch.as_tensor(weight, dtype=dtype).reshape(-1, 1).to(one.up.device)
         ups.append(one.scale * rows * one.up.to(dtype))
-    return Factors(torch.cat([f.down.to(dtype) for f in factors]), torch.cat(ups, 1))
+    kernel = next((f.kernel for f in factors if f.kernel), None)
+    down = torch.cat([f.down.to(dtype) for f in factors])
+    return Factors(down, torch.cat(ups, 1), kernel=kernel)
 
 
 def weighted_sum(

@@ -98,7 +98,7 @@ class LoraBundle:
     """The change of every layer of a model, by diffusers name.
 
     Attributes:
-        family: ``flux`` or ``sd3``.
+        family: ``flux``, ``sd3``, or another that files are recognized as.
         modules: Layers of the transformer; those of a file are read at every access.
         text_encoders: Such as ``text_encoder_2`` to layers by the names of transformers.
         metadata: Text of the header of the file.
@@ -156,7 +156,7 @@ class LoraBundle:
         ):
             for name in sorted(modules):
                 factors = modules[name]
-                down, up, scale, magnitude = factors
+                down, up, scale, magnitude, _ = factors
                 shape = (factors.rank, factors.in_features, factors.out_features)
                 digest.update(f"{component} {name} {shape} {scale:.9g}\n".encode())
                 for tensor in (down, up, *([] if magnitude is None else [magnitude])):
@@ -360,7 +360,7 @@ def shrink(factors: Factors, rank: int | None = None, energy: float | None = Non
     new_down = (root * size)[:, None] * (right @ vh[:kept].T).T
     error = float((s[kept:].square().sum() / total).sqrt()) if total > 0 else 0.0
     dtype = factors.up.dtype
-    result = Factors(new_down.to(dtype), new_up.to(dtype), 1.0, factors.magnitude)
+    result = Factors(new_down.to(dtype), new_up.to(dtype), 1.0, factors.magnitude, factors.kernel)
     return Shrunk(result, error)
 
 

@@ -1,9 +1,12 @@
 """How a file stores the change of one layer: factors, and formulas that give a pair of them.
 
+Kernels of convolutions are flattened into the inputs of a matrix.
+
 LoRA (Hu et al., 2022), LoHa (Hyeon-Woo et al., 2022), LoKr (Yeh et al., 2024), DoRA (Liu et al.,
 2024).
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -59,22 +62,20 @@ class Kind(NamedTuple):
 
 
 def matrix(tensor: Tensor) -> Tensor:
-    """Return a matrix, also of a 1 × 1 convolution."""
-    return tensor[:, :, 0, 0] if tensor.dim() == 4 else tensor
+    """Return a matrix, also of a convolution."""
+    return tensor.flatten(1) if tensor.dim() == 4 else tensor
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """Return the shape of a matrix, also of a 1 × 1 convolution.
+    """Return the shape of a matrix, also of a convolution.
 
     Raises:
         ValueError: It is neither.
     """
-    if len(shape) == 4 and tuple(shape[2:]) == (1, 1):
-        return shape[0], shape[1]
-    if len(shape) != 2:
+    if len(shape) not in (2, 4):
         what = "x".join(map(str, shape)) or "a number"
-        raise ValueError(f"a factor is {what}, expected a matrix or a 1x1 convolution")
-    return shape[0], shape[1]
+        raise ValueError(f"a factor is {what}, expected a matrix or a convolution")
+    return shape[0], math.prod(shape[1:])
 
 
 def product_sizes(up: Sequence[int], down: Sequence[int], core: Sequence[int] | None) -> Sizes:
@@ -90,21 +91,33 @@ def product_sizes(up: Sequence[int], down: Sequence[int], core: Sequence[int] | 
         raise ValueError(
             f"factors of {outputs}x{left}{middle} and {right}x{inputs} do not fit each other"
         )
-    return Sizes(right, inputs, outputs)
+    return Sizes(left, inputs, outputs)
 
 
 def _plain_build(stored: Stored) -> Pair:
-    down, up = matrix(stored["down"]), matrix(stored["up"])
-    if "mid" in stored:
-        up = up @ matrix(stored["mid"])
-    return Pair(down, up)
+    down = matrix(stored["down"])
+    if "mid" in stored:  # of LoCon, (r, r) or (r, r, kernel)
+        core = stored["mid"].flatten(2) if stored["mid"].dim() == 4 else stored["mid"][..., None]
+        down = torch.einsum("abk,bi->aik", core, down).flatten(1)
+    return Pair(down, matrix(stored["up"]))
+
+
+def _plain_sizes(shapes: Shapes) -> Sizes:
+    """Return the sizes of the pair.
+
+    Raises:
+        ValueError: The factors do not fit each other.
+    """
+    core = shapes.get("mid")
+    sizes = product_sizes(shapes["up"], shapes["down"], core and core[:2])
+    return sizes._replace(in_features=sizes.in_features * math.prod(core[2:] if core else ()))
 
 
 PLAIN = Kind(
     "lora",
     (frozenset({"down", "up"}), frozenset({"down", "up", "mid"})),
     _plain_build,
-    lambda shapes: product_sizes(shapes["up"], shapes["down"], shapes.get("mid")),
+    _plain_sizes,
     lambda shapes: shapes["down"][0],
 )
 
@@ -273,12 +286,15 @@ class Factors(NamedTuple):
         up: B (out_features, r).
         scale: α/r, or α/√r for rank-stabilized adapters.
         magnitude: Of DoRA, (out_features, 1) or (1, in_features); None for all others.
+        kernel: Height and width of a convolution, whose in_features are channels × height × width;
+            None for a Linear layer.
     """
 
     down: Tensor
     up: Tensor
     scale: float = 1.0
     magnitude: Tensor | None = None
+    kernel: tuple[int, ...] | None = None
 
     @property
     def rank(self) -> int:

@@ -1,6 +1,7 @@
 """Names of layers in the dialects of adapter files, as tables to the names of diffusers."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from diffusion.lora_file.family import FLUX, SD3, index_of, template_of
@@ -52,9 +53,9 @@ class NameTable:
     def find(self, stem: str) -> Match | None:
         """Look up the diffusers name of a kohya layer name; None if it is unknown."""
         template = template_of(stem)
-        row = self.rows.get(template)
+        row = self.rows.get(template) or self.rows.get(stem)
         underscored = row is None
-        row = self._underscored.get(template) if row is None else row
+        row = row or self._underscored.get(template) or self._underscored.get(stem)
         if row is None:
             return None
         index = index_of(stem)
@@ -247,17 +248,64 @@ NATIVE_SD3 = NameTable(
 )
 
 
-def _rows(layers: list[str]) -> dict[str, Row]:
-    rows = {}
-    for name in layers:
-        block, attention, layer = name.partition(".attn.")
-        if attention:
-            rows[f"{block}.attn.processor.{layer.removesuffix('.0')}_lora"] = Row((name,))
-    return rows
+def _rows(layers: Iterable[str], attention: str = r"\.attn\.") -> dict[str, Row]:
+    """Return the rows of layers of attentions, whose names match a pattern."""
+    pattern = re.compile(rf"({attention})(\w+)(?:\.0)?$")
+    named = {pattern.sub(r"\1processor.\2_lora", name): Row((name,)) for name in layers}
+    return {theirs: row for theirs, row in named.items() if theirs not in row.parts}
 
 
-PROCESSORS_FLUX = NameTable("attention processors", "flux", _rows(list(FLUX.layers)))
-PROCESSORS_SD3 = NameTable("attention processors", "sd3", _rows(list(SD3.layers)))
+PROCESSORS_FLUX = NameTable("attention processors", "flux", _rows(FLUX.layers))
+PROCESSORS_SD3 = NameTable("attention processors", "sd3", _rows(SD3.layers))
+
+
+UNETS = ("sd1", "sd2", "sdxl", "unet")
+"""Families whose model is a U-Net of Stable Diffusion; the last is one of the others."""
+
+
+def _unet_layers() -> dict[str, str]:
+    """Return the layers of the U-Nets in diffusers, each with its name in their own checkpoints."""
+    convolutions = {
+        "conv1": "in_layers.2",
+        "conv2": "out_layers.3",
+        "time_emb_proj": "emb_layers.1",
+        "conv_shortcut": "skip_connection",
+    }
+    attended = [f"attn{n}.to_{one}" for n in (1, 2) for one in ("q", "k", "v", "out.0")]
+    inner = [f"transformer_blocks.{n}.{one}" for n in range(10)
+             for one in (*attended, "ff.net.0.proj", "ff.net.2")]  # fmt: skip
+    layers = {
+        "conv_in": "input_blocks.0.0",
+        "conv_out": "out.2",
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
+    }
+    places = [("mid_block", 0, "middle_block.0", "middle_block.1"),
+              ("mid_block", 1, "middle_block.2", "")]  # fmt: skip
+    for i in range(4):
+        pairs = [(f"down_blocks.{i}", j, f"input_blocks.{3 * i + j + 1}") for j in range(2)]
+        pairs += [(f"up_blocks.{i}", j, f"output_blocks.{3 * i + j}") for j in range(3)]
+        places += [(block, j, f"{theirs}.0", f"{theirs}.1") for block, j, theirs in pairs]
+        layers[f"down_blocks.{i}.downsamplers.0.conv"] = f"input_blocks.{3 * i + 3}.0.op"
+        layers[f"up_blocks.{i}.upsamplers.0.conv"] = f"output_blocks.{3 * i + 2}.2.conv"
+    for block, j, residual, attention in places:
+        start = f"{block}.resnets.{j}."
+        layers |= {start + ours: f"{residual}.{theirs}" for ours, theirs in convolutions.items()}
+        for name in ("proj_in", "proj_out", *inner) if attention else ():
+            layers[f"{block}.attentions.{j}.{name}"] = f"{attention}.{name}"
+    return layers
+
+
+_UNET_LAYERS = _unet_layers()
+UNET_TABLES = (
+    NameTable("diffusers", "unet", {name: Row((name,)) for name in _UNET_LAYERS}),
+    NameTable("ldm", "unet", {theirs: Row((name,)) for name, theirs in _UNET_LAYERS.items()}),
+    NameTable("attention processors", "unet", _rows(_UNET_LAYERS, r"\.attn\d\.")),
+)
+OWN = "own"
+"""Dialect of layers that no table names."""
 
 
 _CLIP = "text_model.encoder.layers.{i}."

@@ -17,11 +17,17 @@ from diffusion.lora_file.container import (
     SafetensorsFile,
     listed,
 )
-from diffusion.lora_file.family import FAMILIES
+from diffusion.lora_file.family import FAMILIES, Family
 from diffusion.lora_file.mapping_report import Dialect, Fate, MappingError, MappingReport
 from diffusion.lora_file.names import TRANSFORMER
 from diffusion.lora_file.recipes import Context, Entry, component_of, gather, recipes_of
-from diffusion.lora_file.recognition import Key, fitting_families, recognize, take_apart
+from diffusion.lora_file.recognition import (
+    Key,
+    by_own_names,
+    fitting_families,
+    recognize,
+    take_apart,
+)
 from diffusion.lora_file.scales import config_settings, header_settings, locate, name_of
 
 
@@ -74,8 +80,9 @@ def load_lora(
     strict: bool = True,
     config: str | Path | None = None,
     limits: Limits = LIMITS,
+    any_family: bool = False,
 ) -> LoraBundle:
-    """Read an adapter for FLUX.1 or SD3.
+    """Read an adapter for FLUX.1 or SD3, or for any model.
 
     Args:
         path: A ``.safetensors`` file, or a folder as PEFT writes it.
@@ -84,6 +91,8 @@ def load_lora(
             layers, that changes nothing, or that holds NaN. Otherwise the report lists it.
         config: ``adapter_config.json`` of PEFT; by default the one next to the file.
         limits: What the file may cost.
+        any_family: Read an adapter for other models, too, by the names of its layers alone: those
+            of U-Nets are called as in diffusers, all others as in the file.
 
     Raises:
         ContainerError: The file is unsafe or damaged.
@@ -93,13 +102,16 @@ def load_lora(
     place, config_path = locate(Path(path), None if config is None else Path(config))
     file = SafetensorsFile(place, limits)
     keys = take_apart(file.tensors)
-    family, evidence = _family(file, keys, base)
+    family, evidence = _family(file, keys, base, any_family=any_family)
+    if family not in FAMILIES:
+        keys = by_own_names(keys, family)
     settings = header_settings(file.metadata)
     if config_path is not None:
         stated = config_settings(config_path)
         settings |= {component_of(key, family): stated for key in keys if key.prefix}
     sizes = None if isinstance(base, str) else base
-    bundle = _read(keys, evidence, Context(file, FAMILIES[family], settings, sizes))
+    whole = FAMILIES.get(family, Family(family, {}, ()))
+    bundle = _read(keys, evidence, Context(file, whole, settings, sizes))
     report = bundle.report
     if strict and report is not None and (summary := report.summary()):
         raise MappingError(
@@ -116,7 +128,9 @@ def recognize_file(file: SafetensorsFile) -> tuple[str, str]:
     return recognize(shapes, file.metadata, fitting_families(keys))
 
 
-def _family(file: SafetensorsFile, keys: list[Key], base: Base | None) -> tuple[str, str]:
+def _family(
+    file: SafetensorsFile, keys: list[Key], base: Base | None, *, any_family: bool
+) -> tuple[str, str]:
     """Return the family to read a file for, and the evidence.
 
     Raises:
@@ -130,6 +144,8 @@ def _family(file: SafetensorsFile, keys: list[Key], base: Base | None) -> tuple[
     undecided = family in (*FAMILIES, "unknown") or evidence.startswith("number")
     if wanted is not None and undecided and (wanted in fitting or family == "unknown"):
         return wanted, "the base"
+    if any_family and wanted is None:
+        return family, evidence
     if family not in FAMILIES and family != "unknown":
         raise FamilyError(
             f"{file.label} is an adapter for {family} ({evidence}), expected one for "

@@ -148,6 +148,11 @@ def recipes_of(entry: Entry, context: Context) -> tuple[dict[str, Recipe], str]:
         LoraFileError: The factors cannot be split.
     """
     shapes = _shapes(entry, context.file)
+    first = shapes.get("mid", shapes.get("down", ()))
+    kernel = tuple(first[2:]) or None
+    if context.family.layers and kernel not in (None, (1, 1)):
+        what = "x".join(map(str, first))
+        raise ValueError(f"a factor is {what}, but {context.family.name} has linear layers alone")
     whole, rank = _whole_sizes(entry, shapes), entry.kind.rank(shapes)
     if rank is not None and rank > context.file.limits.rank:
         raise ValueError(f"its rank is {rank}, expected 1 to {context.file.limits.rank}")
@@ -165,7 +170,8 @@ def recipes_of(entry: Entry, context: Context) -> tuple[dict[str, Recipe], str]:
         rank = whole.rank if rows is None else len(rows)
 
         def load() -> Factors:
-            return split(_load(entry, context.file, scale), parts, components)[number]
+            factors = split(_load(entry, context.file, scale), parts, components)[number]
+            return factors if context.family.layers else factors._replace(kernel=kernel)
 
         def examine() -> Values:
             if entry.kind.name == "lora":

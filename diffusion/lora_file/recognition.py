@@ -10,7 +10,17 @@ from typing import Any, NamedTuple
 from diffusion.lora_file.container import FamilyError, clean, parse_json
 from diffusion.lora_file.factors import KINDS, Spelled, spell, unsupported
 from diffusion.lora_file.family import FLUX, SD3, FluxShape, SD3Shape, index_of
-from diffusion.lora_file.names import PREFIXES, TABLES, TEXT_ENCODERS, TRANSFORMER, Match, Prefix
+from diffusion.lora_file.names import (
+    OWN,
+    PREFIXES,
+    TABLES,
+    TEXT_ENCODERS,
+    TRANSFORMER,
+    UNET_TABLES,
+    UNETS,
+    Match,
+    Prefix,
+)
 
 _CLASS = "_class_name"
 _FLUX, _SD3 = "FluxTransformer2DModel", "SD3Transformer2DModel"
@@ -183,6 +193,32 @@ def _find(stem: str) -> tuple[Prefix | None, str, dict[str, Match]]:
         if matches:
             return prefix, layer, matches
     return None, "", {}
+
+
+def by_own_names(keys: Iterable[Key], family: str) -> list[Key]:
+    """Return names of a model that is neither FLUX.1 nor SD3, with what its layers are called.
+
+    Layers of U-Nets are called as in diffusers, all others as in the file, without the prefix that
+    most of them have; a name with another prefix belongs to no layer. Text encoders stay.
+    """
+    starts = [prefix for prefix in PREFIXES if prefix.component == TRANSFORMER]
+    tables = UNET_TABLES if family in UNETS else ()
+    named = {key.name: key for key in keys}
+    begun = {
+        key.name: next(prefix for prefix in starts if key.spelled.stem.startswith(prefix.text))
+        for key in named.values()
+        if key.spelled is not None and (key.prefix is None or key.of_transformer)
+    }
+    usual = Counter(begun.values()).most_common(1)
+    for name, prefix in begun.items():
+        spelled = named[name].spelled
+        assert spelled is not None
+        layer = spelled.stem[len(prefix.text) :]
+        match = next((match for table in tables if (match := table.find(layer))), None)
+        if match is None and prefix == usual[0][0]:
+            match = Match(OWN, (layer,), "never", "." not in layer)
+        named[name] = Key(name, spelled, prefix, layer, {family: match} if match else {})
+    return list(named.values())
 
 
 def fitting_families(keys: Iterable[Key]) -> list[str]:

@@ -65,7 +65,9 @@ def header_settings(metadata: Mapping[str, str]) -> dict[str, Settings]:
     settings: dict[str, dict[str, Any]] = {}
     for key, value in stated.items():
         component, dot, name = key.rpartition(".")
-        settings.setdefault(component if dot else TRANSFORMER, {})[name] = value
+        settings.setdefault(component if dot and component != "unet" else TRANSFORMER, {})[name] = (
+            value
+        )
     return {
         component: settings_of(values, f"the metadata {HEADER_KEY}")
         for component, values in settings.items()

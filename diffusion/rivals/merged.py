@@ -180,12 +180,13 @@ def _combined(
     if kind != method:
         changes = [f.delta_weight() for f in given]
         up, down = truncate(combine(changes, weights, kind, density, generator), rank, generator)
-        return Factors(down, up)
+        return Factors(down, up, kernel=factors[0].kernel)
     both = [weight * factor.scale for weight, factor in zip(weights, given, strict=True)]
     roots = [math.sqrt(abs(value)) for value in both]
     signed = [math.copysign(root, value) for root, value in zip(roots, both, strict=True)]
     down = combine([f.down for f in given], signed, kind, density, generator)
-    return Factors(down, combine([f.up for f in given], roots, kind, density, generator))
+    up = combine([f.up for f in given], roots, kind, density, generator)
+    return Factors(down, up, kernel=factors[0].kernel)
 
 
 Merge = Callable[[Mapping[str, LoraBundle], Mapping[str, float]], LoraBundle]

@@ -54,7 +54,7 @@ def test_exact_methods(words, weights, format, merge, expected, worst):
 def test_svd_is_the_best_approximation_of_the_largest_rank_or_another(merge, expected):
     total = combined(expected, dict.fromkeys(NAMES, 1))["transformer_blocks.0.attn.to_out.0"]
     for words, rank in (((), 4), (("--rank", 2), 2)):
-        merge("--method", "svd", *words, "--overwrite_output")
+        merge("--method", "svd", *words, "--to", "diffusers", "--overwrite_output")
         bundle = load_lora("out.safetensors")
         assert max(bundle.ranks().values()) == rank
         found = bundle.delta_weight("transformer_blocks.0.attn.to_out.0").double().numpy()
@@ -67,7 +67,8 @@ def test_sparse_methods_are_those_of_the_rivals(merge, samples):
 
     files = ("xlabs", "kohya_flux_full")
     adapters = {name: load_lora(samples / f"{name}.safetensors") for name in files}
-    merge("--method", "ties_svd", "--density", 0.3, "--rank", 3, "--weights", "1,2", files=files)
+    words = ("--density", 0.3, "--rank", 3, "--weights", "1,2", "--to", "diffusers")
+    merge("--method", "ties_svd", *words, files=files)
     found = load_lora("out.safetensors")
     wanted = reference(
         adapters, dict(zip(files, (1, 2), strict=True)), "ties_svd", density=0.3, rank=3
@@ -88,6 +89,8 @@ def test_what_dare_drops_follows_the_seed(merge):
             "dare_linear_svd",
             "--seed",
             seed,
+            "--to",
+            "diffusers",
             files=files,
             output=f"{output}.safetensors",
         )
@@ -145,6 +148,7 @@ def test_files_of_one_stem_get_names(gates, samples, expected, worst):
     gates(
         "merge", samples / "xlabs.safetensors", f"second={other}",
         "--output", "out.safetensors", "--method", "weighted", "--weights", "xlabs:0.5,second:3",
+        "--to", "diffusers",
     )  # fmt: skip
     total = combined(expected, {"xlabs": 0.5, "bfl_plain": 3})
     assert worst(load_lora("out.safetensors"), total) <= 1e-5

@@ -1,0 +1,219 @@
+"""``gates diffusion merge`` on files of every family, compared with sums of what they store."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from apps.main import main
+
+TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
+SPELLED = {
+    "kohya": ("lora_down.weight", "lora_up.weight"),
+    "peft": ("lora_A.weight", "lora_B.weight"),
+}
+KOHYA_TEXT = TEXT.replace(".", "_")
+FILES = {  # layers of a file: outputs, and the shape of an input
+    "sd1": {
+        "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k": (12, 768),
+        "lora_unet_mid_block_attentions_0_proj_in": (8, 8, 1, 1),
+        "lora_unet_up_blocks_3_resnets_1_conv1": (6, 4, 3, 3),
+        "lora_unet_down_blocks_0_downsamplers_0_conv": (4, 4, 3, 1),
+        f"lora_te_{KOHYA_TEXT}": (8, 8),
+    },
+    "sdxl": {
+        "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_out_0": (12, 12),
+        "lora_unet_output_blocks_0_1_transformer_blocks_9_attn2_to_v": (12, 2048),
+        "lora_unet_middle_block_0_in_layers_2": (6, 4, 3, 3),
+        "lora_unet_label_emb_0_0": (8, 8),
+        f"lora_te1_{KOHYA_TEXT}": (8, 8),
+        f"lora_te2_{KOHYA_TEXT}": (8, 8),
+    },
+    "sdxl peft": {
+        "unet.down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_out.0": (12, 12),
+        "unet.up_blocks.0.attentions.0.transformer_blocks.9.attn2.to_v": (12, 2048),
+        "unet.mid_block.resnets.0.conv1": (6, 4, 3, 3),
+        "unet.add_embedding.linear_1": (8, 8),
+        f"text_encoder.{TEXT}": (8, 8),
+        f"text_encoder_2.{TEXT}": (8, 8),
+    },
+    "flux": {
+        "lora_unet_double_blocks_0_img_attn_qkv": (48, 16),
+        "lora_unet_double_blocks_1_txt_mlp_2": (16, 64),
+        "lora_unet_single_blocks_0_linear1": (112, 16),
+        "lora_unet_final_layer_adaLN_modulation_1": (32, 16),
+        f"lora_te1_{KOHYA_TEXT}": (8, 8),
+    },
+    "flux peft": {
+        "transformer.transformer_blocks.0.attn.to_q": (16, 16),
+        "transformer.transformer_blocks.0.attn.to_k": (16, 16),
+        "transformer.single_transformer_blocks.0.proj_out": (16, 80),
+        "transformer.single_transformer_blocks.0.norm.linear": (48, 16),
+    },
+    "sd3": {
+        "lora_unet_joint_blocks_0_x_block_attn_qkv": (48, 16),
+        "lora_unet_joint_blocks_1_context_block_adaLN_modulation_1": (32, 16),
+        "lora_unet_joint_blocks_0_x_block_mlp_fc1": (64, 16),
+    },
+    "wan": {
+        "diffusion_model.blocks.0.self_attn.q": (16, 16),
+        "diffusion_model.blocks.11.ffn.0": (32, 16),
+    },
+}  # fmt: skip
+
+
+def drawn(family, seed, *, layers=slice(None), ranks=(2, 3), alpha=None):
+    """Random factors of mixed ranks; kohya's names have α."""
+    generator, tensors = torch.Generator().manual_seed(seed), {}
+    for number, (layer, (outputs, *inputs)) in enumerate([*FILES[family].items()][layers]):
+        rank = ranks[number % len(ranks)]
+        kohya = layer.startswith("lora_") if alpha is None else alpha
+        down, up = SPELLED["kohya" if kohya else "peft"]
+        ones = (1, 1) if len(inputs) == 3 else ()
+        tensors[f"{layer}.{down}"] = torch.randn(rank, *inputs, generator=generator)
+        tensors[f"{layer}.{up}"] = torch.randn(outputs, rank, *ones, generator=generator)
+        if kohya:
+            tensors[f"{layer}.alpha"] = torch.tensor(1.0 + number)
+    return tensors
+
+
+def changes(tensors):
+    """ΔW of each layer as it is named, in float64, kernels flattened."""
+    found = {}
+    for key, down in tensors.items():
+        if (end := key.rpartition(".lora_")[2]) not in ("down.weight", "A.weight"):
+            continue
+        layer = key.removesuffix(f".lora_{end}")
+        up = tensors[f"{layer}.lora_{'up' if 'down' in end else 'B'}.weight"].flatten(1).double()
+        scale = float(tensors.get(f"{layer}.alpha", torch.tensor(len(down)))) / len(down)
+        found[layer] = scale * up @ down.flatten(1).double()
+    return found
+
+
+def worst(found, wanted):
+    assert found.keys() == wanted.keys()
+    return max(float((found[n] - wanted[n]).abs().max() / wanted[n].abs().max()) for n in wanted)
+
+
+def total(files, weights):
+    """The weighted sum of ΔW, layer by layer."""
+    by_layer = {}
+    for tensors, weight in zip(files, weights, strict=True):
+        for layer, change in changes(tensors).items():
+            by_layer[layer] = by_layer.get(layer, 0) + weight * change
+    return by_layer
+
+
+@pytest.fixture
+def merged(gates):
+    """Merge files of tensors and return what is written."""
+
+    def run(files, *words):
+        names = []
+        for number, tensors in enumerate(files):
+            names.append(f"{'abc'[number]}.safetensors")
+            save_file(tensors, names[-1], {"mark": names[-1], "modelspec.license": "MIT"})
+        gates("merge", *names, "--output", "out.safetensors", "--overwrite_output", *words)
+        return load_file("out.safetensors")
+
+    return run
+
+
+def test_the_change_is_the_sum_in_the_dialect_of_the_first_file(merged, gates, tmp_path):
+    for family in FILES:
+        files = [drawn(family, 0, layers=slice(0, -1)), drawn(family, 1, ranks=(1, 4))]
+        out = merged(files, "--method", "weighted", "--weights", "a:0.7,b:-1.5")
+        assert worst(changes(out), total(files, (0.7, -1.5))) <= 1e-6, family
+        assert {key: tensor.shape[2:] for key, tensor in out.items()} == {
+            key: tensor.shape[2:] for key, tensor in files[1].items()
+        }
+        with safe_open("out.safetensors", "pt") as file:
+            assert file.metadata()["mark"] == "a.safetensors"
+        gates("inspect", "out.safetensors", "--json", "found.json", "--overwrite_output")
+        (entry,) = json.loads((tmp_path / "found.json").read_text())["files"]
+        assert (entry["family"], entry["left_out"]) == (family.split()[0], {})
+
+
+def renamed(tensors, family, other):
+    """The same factors under the names of another dialect."""
+    names = dict(zip(FILES[family], FILES[other], strict=True))
+    ends = dict(zip(SPELLED["kohya"], SPELLED["peft"], strict=True))
+    return {
+        f"{names[key.split('.')[0]]}.{ends[key.partition('.')[2]]}": tensor
+        for key, tensor in tensors.items()
+        if not key.endswith("alpha")
+    }
+
+
+def test_layers_of_another_dialect_get_the_names_of_the_first(merged):
+    sgm, peft = drawn("sdxl", 0, alpha=False), drawn("sdxl peft", 1)
+    sgm = {key.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): tensor
+           for key, tensor in sgm.items()}  # fmt: skip
+    twin = renamed(sgm, "sdxl", "sdxl peft")
+    assert worst(changes(merged([peft, sgm])), total([peft, twin], (1, 1))) <= 1e-6
+    found = changes(merged([sgm, peft]))
+    assert found.keys() == FILES["sdxl"].keys()
+    back = dict(zip(FILES["sdxl peft"], FILES["sdxl"], strict=True))
+    wanted = {back[layer]: change for layer, change in total([peft, twin], (1, 1)).items()}
+    assert worst(found, wanted) <= 1e-6
+
+
+def test_a_core_of_locon_is_folded_into_the_kernel(merged):
+    layer, generator = "lora_unet_up_blocks_3_resnets_1_conv1", torch.Generator().manual_seed(0)
+    shapes = {"lora_down": (2, 4, 1, 1), "lora_mid": (2, 2, 3, 3), "lora_up": (6, 2, 1, 1)}
+    cored = {f"{layer}.{role}.weight": torch.randn(shape, generator=generator)
+             for role, shape in shapes.items()}  # fmt: skip
+    down, core, up = (tensor.double() for tensor in cored.values())
+    change = torch.einsum("or,rsyx,si->oiyx", up[..., 0, 0], core, down[..., 0, 0]).flatten(1)
+    plain = drawn("sd1", 1)
+    wanted = total([plain], (1,))
+    wanted[layer] += change
+    assert worst(changes(merged([plain, cored])), wanted) <= 1e-6
+
+
+FAULTS = {
+    "different bases": ([drawn("sd1", 0), drawn("sdxl", 0)], "'a' for sd1, 'b' for sdxl"),
+    "a factor without its partner": (
+        [drawn("sd1", 0), {k: t for k, t in drawn("sd1", 0).items() if "conv1.lora_up" not in k}],
+        "conv1.alpha: its layer lacks the factor up",
+    ),
+    "alpha of another shape": (
+        [drawn("sd1", 0), drawn("sd1", 0)
+         | {"lora_unet_up_blocks_3_resnets_1_conv1.alpha": torch.ones(2)}],
+        "α has the shape (2,), expected one number",
+    ),
+    "unequal kernels": (
+        [drawn("sd1", 0), drawn("sd1", 0) | {
+            "lora_unet_down_blocks_0_downsamplers_0_conv.lora_down.weight": torch.ones(3, 4, 1, 3)
+        }],
+        "kernels of down_blocks.0.downsamplers.0.conv are unequal: 3x1 in 'a', 1x3 in 'b'",
+    ),
+    "names that no table translates": (
+        [drawn("wan", 0), {k.replace("diffusion_model.", "lora_unet_").replace(".", "_", 3): t
+                           for k, t in drawn("wan", 1, alpha=True).items()}],
+        "'b' has a layer lora_unet_blocks_0_self_attn_q.alpha, named otherwise",
+    ),
+    "a kind without kernel": (
+        [drawn("sd1", 0), {f"lora_unet_up_blocks_0_resnets_0_conv1.hada_{one}": torch.ones(2, 2)
+                           for one in ("w1_a", "w1_b", "w2_a", "w2_b")}],
+        "'b' holds factors of loha, which tell no kernel",
+    ),
+    "a format": (
+        [drawn("sd1", 0), drawn("sd1", 0)], "--to is for flux and sd3, found sd1", "--to=kohya"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_cannot_be_merged_says_why_in_one_line(fault, samples, capsys, tmp_path):
+    files, words, *options = FAULTS[fault]
+    for name, tensors in zip("ab", files, strict=True):
+        save_file(tensors, f"{name}.safetensors")
+    call = ["diffusion", "merge", "a.safetensors", "b.safetensors", "--output", "out.safetensors"]
+    assert main([*call, *options]) == 2
+    line = capsys.readouterr().err
+    assert words in line
+    assert line.count("\n") == 1
+    assert not (tmp_path / "out.safetensors").exists()
