@@ -301,7 +301,7 @@ def merge(
         method, given, density, rank, seed, folder, None if gates is None else Path(gates),
         tuple(filter(None, map(str.strip, (prompts or "").split(";")))), steps, roles_in(roles),
     )  # fmt: skip
-    first = "peft" if next(iter(places.values())).is_dir() else None
+    first: Format | None = "peft" if next(iter(places.values())).is_dir() else None
     form = Form(Path(output), to or first, energy, dtype, lenient)
     _check(places, settings, form, overwrite=overwrite_output)
     _merge(plain_console(), places, base_of(base), settings, form)
