@@ -78,10 +78,9 @@ class BlockGate(nn.Module):
         self.context: int | None = None
         self.every, self.dense_below = EVERY, 0
         self.lent, self._warned, self._short = False, False, False
-        self._kept: Tensor | None = None  # blocks read and allowed, which graphs do not guard
+        self._kept: tuple[Any, Any] | None = None  # blocks read and allowed; tensors in graphs
         self._hooks: list[Any] = []
-        self._table: RotaryTable | None = None
-        self._cache: Any = None
+        self._call: list[Any] = [None, None]  # cosines and sines, and the cache
 
     @property
     def density(self) -> float | None:
@@ -127,10 +126,10 @@ class BlockGate(nn.Module):
             self._refuse(cache, hidden.shape[1])
         cos, sin = angles if angles is not None else args[1]
         half = cos.shape[-1] // 2
-        self._table = cos[..., :half], sin[..., :half]
-        self._cache = cache if isinstance(cache, BlockCache) else None
-        if self._cache is not None and self.first:
-            self._cache.turn(self._table, len(hidden))
+        table = cos[..., :half], sin[..., :half]
+        self._call[:] = table, cache if isinstance(cache, BlockCache) else None
+        if self.first and isinstance(cache, BlockCache):
+            cache.turn(table, len(hidden))
 
     def _refuse(self, cache: Any, length: int) -> None:
         """Refuse a cache of another type, or none, unless its keys are all that is needed.
@@ -155,14 +154,15 @@ class BlockGate(nn.Module):
         Raises:
             GatesError: They are not those of this call.
         """
-        table, self._table = self._table, None
+        table: RotaryTable | None = self._call[0]
+        self._call[0] = None
         if table is None or table[0].shape[1] != length:
             raise GatesError(f"{self.name} was called without its positions: call the whole model")
         return table
 
     def forward(self, seen: AttentionInputs) -> Tensor:
         """Return the output of attention (B, H, T, D)."""
-        cache, self._cache = self._cache, None
+        cache, self._call[1] = self._call[1], None
         if self.attend is not None:
             return self.attend(self, seen)
         if self.selector is None:
@@ -216,10 +216,9 @@ class BlockGate(nn.Module):
             allowed = _rows(length, size) - _rows(first, size)
         if counts:
             allowed *= heads * len(seen.q)
-            place = read.device if isinstance(read, Tensor) else None
-            both = (allowed if read is None else read, allowed)
-            kept = torch.stack([torch.as_tensor(blocks, device=place) for blocks in both])
-            self._kept = kept if self._kept is None else self._kept.to(kept) + kept
+            number = torch.tensor(allowed) if self.kind == "prefill" else allowed
+            before = self._kept or (0, 0)
+            self._kept = before[0] + (number if read is None else read), before[1] + number
 
     def choose(
         self, seen: AttentionInputs, selector: BlockSelector | Budgets, cache: BlockCache | None
