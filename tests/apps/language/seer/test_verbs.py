@@ -30,6 +30,7 @@ from language.seer.attention import attend_to_all
 from language.seer.block_files import load_block_gates
 from language.seer.budgets import load_budgets
 from language.seer.distillation import BlockGateModule
+from language.seer.speed import WAYS, write_speed
 from language.tokenizer import ByteTokenizer
 
 SIZES = ("--block_size", 4, "--context", 16, "--sequences", 6, "--batch_size", 2, "--steps", 30)
@@ -124,11 +125,27 @@ def test_where_all_is_read_the_text_is_that_of_the_decoder(distilled, trained):
         assert said[-1].endswith(" tokens/s")
         means = [line for line in said if line.startswith("blocks read, by layer: 1.00 1.00")]
         assert len(means) == 1, kind
-    words = ("--gates", distilled["decode"][0], "--sparse", "k=3")
-    few = generate(trained, *words, prompt="def add_1(a):").splitlines()
-    assert few[-2].endswith("0.75 0.75; mean 0.750")  # 3 of 4 blocks, until the context is full
     none = generate(trained, "--gates", distilled["prefill"][0], "--sparse", "k=1", prompt="")
     assert none.splitlines()[-2].startswith("blocks read: all; gates for prefill choose")
+
+
+def test_blocks_are_chosen_from_the_length_on_that_was_timed(distilled, trained, weights):
+    base = AutoModelForCausalLM.from_pretrained(weights)
+    words = ("--gates", distilled["decode"][0], "--sparse", "k=3", "--weights", weights)
+    said = generate(trained, *words, prompt="def add_1(a):").splitlines()
+    assert said[-3] == "below 4,096 tokens, a cache is read whole"
+    assert said[-2].endswith("1.00 1.00; mean 1.000")
+    slow, fast = {"stock": 2.0, "everything": 2.0, "gates": 3.0}, dict.fromkeys(WAYS, 2.0)
+    times = {8: {**slow, "gates": 1.0}, 14: slow, 15: {**fast, "gates": 1.0}}
+    path, start = write_speed(trained.folder / "runs/language/cache", base, times)
+    assert start == 15
+    said = generate(trained, *words, prompt="def add_1(a):").splitlines()
+    assert said[-3] == "below 15 tokens, a cache is read whole"
+    assert said[-2].endswith("0.75 0.75; mean 0.750")  # 3 of 4 blocks, until the context is full
+    path.write_text("{")
+    result = trained("language", "generate", "--config", "small", "--prompt", "d", *words)
+    assert (result.code, "run `gates language diagnose --speed` again" in result.err) == (2, True)
+    path.unlink()
 
 
 def calibrate(trained, weights, *words):
@@ -281,7 +298,16 @@ def test_faulty_calls_are_one_line(distilled, trained, weights, study, faulty_in
         *("calibrate", "--model", weights, "--context", 16, "--documents", 3, "--corpus", "corpus"),
         *("--block_size", 8, "--density", 0.8, "--name", "eight"), config=None,
     ).splitlines()[-1]  # fmt: skip
+
+    def timed(*words):
+        return ("language", "diagnose", "--model", str(weights), "--speed", "true", *words)
+
     faults = {
+        "timed without gates": (timed(), "for decoding: give their file by --gates"),
+        "timed with gates for prompts": (
+            timed("--gates", prefill), "holds gates for prefill, expected gates for decode"),
+        "timed in a short context": (
+            timed("--gates", decode), "reads at most 16 tokens, 256 are asked for"),
         "budgets of blocks of 8": (
             gated(f"budgets={budgets}"), "budgets are in blocks of 8, the gates have 4"),
         "budgets of another model": (
