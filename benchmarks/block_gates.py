@@ -145,7 +145,7 @@ def _gated(
     attach = load("language.seer.attach")
     (gate,) = attach.attach_block_gates(model, kind, block_size=block_size).values()
     positions = torch.arange(num_keys).unsqueeze(0)
-    cos, sin = (part[..., : HEAD_DIM // 2] for part in model.rotary_emb(torch.zeros(1), positions))
+    cos, sin = model.rotary_emb(torch.zeros(1), positions)
     q, k, v = _inputs(num_queries, num_keys)
     table = cos[:, -num_queries:], sin[:, -num_queries:]
     seen = load("language.seer.attention").AttentionInputs(q, k, v, HEAD_DIM**-0.5, None, table)

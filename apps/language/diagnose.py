@@ -79,7 +79,7 @@ def diagnose(
             reads the blocks that gates choose.
     """
     if speed:
-        from apps.language.seer.speed import time_tokens
+        from apps.language.token_speed import time_tokens
 
         time_tokens(opened(place, model), gates, place.run_folder.path.parent / "cache")
         return

@@ -114,7 +114,7 @@ class BlockGate(nn.Module):
                 cache is another one than the gate needs.
         """
         config: Any = module.config
-        if config._attn_implementation != NAME:
+        if self.first and config._attn_implementation != NAME:
             raise GatesError(
                 f"{self.name} attends by {config._attn_implementation!r}, which leaves its block"
                 f" gate out: call model.set_attn_implementation({NAME!r}), or"
@@ -125,9 +125,7 @@ class BlockGate(nn.Module):
         hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         if not isinstance(cache, BlockCache):
             self._refuse(cache, hidden.shape[1])
-        cos, sin = angles if angles is not None else args[1]
-        half = cos.shape[-1] // 2
-        table = cos[..., :half], sin[..., :half]
+        table = angles if angles is not None else args[1]
         self._call[:] = table, cache if isinstance(cache, BlockCache) else None
         if self.first and isinstance(cache, BlockCache):
             cache.turn(table, len(hidden))
@@ -150,7 +148,7 @@ class BlockGate(nn.Module):
             )
 
     def table(self, length: int) -> RotaryTable:
-        """Return the cosines and sines (B, T, D / 2) of the queries, once.
+        """Return the cosines and sines of the queries, once; see `AttentionInputs`.
 
         Raises:
             GatesError: They are not those of this call.
@@ -197,7 +195,9 @@ class BlockGate(nn.Module):
         """Return attention to the blocks that are chosen now, or were for a token before."""
         layer, length = cache.layers[self.layer], seen.k.shape[2]
         kept: KeptTokens | None = layer.kept
-        if kept is None or self._kept is None or not kept.continues(length):
+        if length < self.dense_below:
+            kept = None
+        elif kept is None or self._kept is None or not kept.continues(length):
             mask, size = self.choose(seen, selector, cache), self.gate.block_size
             kept = None if mask is None else KeptTokens(seen, mask, size, self.every)
         layer.kept = kept if self.every > 1 else None
@@ -244,12 +244,7 @@ class BlockGate(nn.Module):
             if number < length and (last := selector.dense_rows):
                 mask[..., -last:, :] |= logits[..., -last:, :] > torch.finfo(logits.dtype).min
             return mask
-        if (
-            number > 1
-            or length < self.dense_below
-            or cache is None
-            or isinstance(selector, Budgets)
-        ):
+        if number > 1 or cache is None or isinstance(selector, Budgets):
             return None
         keys = cache.layers[self.layer].keys_for(self.gate, seen, cache.table)
         return selector(self.gate.decode(seen.raw()[0], keys))

@@ -29,7 +29,8 @@ class AttentionInputs(NamedTuple):
         v: Values (B, K, S, D).
         scale: Factor of the scores.
         padding: True (B, S) at padding; None where there is none.
-        table: Cosines and sines (B, T, D / 2) by which the queries were rotated.
+        table: Cosines and sines (B, T, at least D / 2) by which the queries were rotated, which
+            come twice in transformers.
     """
 
     q: Tensor
@@ -50,13 +51,14 @@ def unrotated(x: Tensor, table: RotaryTable) -> Tensor:
 
     Args:
         x: Rotated (B, H, T, D).
-        table: Cosines and sines (B, T, D / 2).
+        table: Cosines and sines (B, T, at least D / 2), of which the first D / 2 count.
 
     Returns:
         What was rotated, tokens before heads (B, T, H, D), in the dtype of ``x``.
     """
     cos, sin = (
-        part.unsqueeze(-2).to(torch.promote_types(x.dtype, torch.float32)) for part in table
+        part[..., : x.shape[-1] // 2].unsqueeze(-2).to(torch.promote_types(x.dtype, torch.float32))
+        for part in table
     )
     square = cos.square() + sin.square()
     return rotate_by(x.transpose(1, 2), (cos / square, -sin / square))

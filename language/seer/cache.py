@@ -127,8 +127,9 @@ class BlockCache(Cache):  # type: ignore[misc]
         super().__init__(layers=[BlockLayer(block_size) for _ in range(num_layers + 1)])
 
     def turn(self, table: RotaryTable, batch: int) -> None:
-        """Add the cosines and sines (B or 1, T, D / 2) of tokens that are read now."""
-        cos, sin = (part.expand(batch, -1, -1).unsqueeze(1) for part in table)
+        """Add the cosines and sines (B or 1, T, D) of tokens that are read now, half of each."""
+        half = table[0].shape[-1] // 2
+        cos, sin = (part[..., :half].expand(batch, -1, -1).unsqueeze(1) for part in table)
         self.layers[-1].update(cos, sin)
 
     @property

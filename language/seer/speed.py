@@ -47,8 +47,7 @@ def token_milliseconds(model: nn.Module, length: int) -> dict[str, float]:
         k, v = weight.new_empty(2, 1, gate.gate.num_kv_heads, length, first.head_dim).normal_()
         plain.update(k, v, gate.layer)
         blocks.update(k, v, gate.layer)
-    cos, sin = base.rotary_emb(weight, torch.arange(length, device=weight.device)[None])
-    blocks.turn((cos[..., : first.head_dim // 2], sin[..., : first.head_dim // 2]), 1)
+    blocks.turn(base.rotary_emb(weight, torch.arange(length, device=weight.device)[None]), 1)
     token = torch.zeros(1, 1, dtype=torch.long, device=weight.device)
 
     def timed(cache: Any) -> float:
