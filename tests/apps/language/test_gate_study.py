@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 
 from apps.language.byte_scores import module_of
 from apps.language.gate_study import gate_options
@@ -17,6 +19,7 @@ from language.hf.pretrained import open_pretrained
 from language.seer.sparse_decoder import SHIPPED
 
 CONFIGS = Path(__file__).parents[3] / "apps/language/configs"
+STEP = "model.layers.1.self_attn.attend.routing.step"
 SHORT = ("--gates", "[none, G1 headwise, G2 elementwise]", "--seeds", "[0, 1]", "--name", "places",
          "--trainer.max_steps", 3, "--trainer.val_check_interval", 3)  # fmt: skip
 
@@ -57,6 +60,56 @@ def test_gates_by_name(refuses):
     refuses(
         GatesError, *(("--gates names", lambda name=name: gate_options(name)) for name in wrong)
     )
+
+
+@pytest.fixture
+def sparse(trained):
+    """The name of a configuration of a small decoder that reads 3 of 4 blocks from step 3 on."""
+    content = yaml.safe_load((trained.folder / "small.yaml").read_text())
+    content["model"]["model"]["class_path"] = "language.seer.sparse_decoder.SparseDecoder"
+    options = {"block_size": 4, "blocks": 3, "dense_steps": 3, "allow_leak": True}
+    content["model"]["model"]["init_args"] |= options
+    content["model"]["losses"] = {"blocks": 1.0}
+    content["trainer"] |= {"max_steps": 6}
+    content["evaluate"] = {"gates": ["dense", "sparse"], "train": True}
+    (trained.folder / "blocks.yaml").write_text(yaml.safe_dump(content))
+    return "blocks"
+
+
+@pytest.mark.costly("two decoders are trained, and scored document by document")
+def test_training_with_few_blocks_is_compared_with_dense_training(trained, sparse):
+    trained.succeed("evaluate", config=sparse)
+    content, rows = rows_of(trained.folder, sparse)
+    readings = ("all", "gate", "sink-window", "sink-mean-pool")
+    bits = {
+        (name, reading): rows[f"{name}, {reading}", "bits per byte", None]["value"]
+        for name in ("dense", "sparse") for reading in readings
+    }  # fmt: skip
+    assert len(set(bits.values())) == 8
+    gap = rows["sparse, all", "bits per byte", "dense, all"]
+    assert gap["value"] == pytest.approx(bits["sparse", "all"] - bits["dense", "all"], abs=1e-9)
+    assert rows["sparse, gate", "microseconds of a byte", None]["value"] > 0
+    (note,) = (note for note in content["notes"] if note.startswith("Weights: dense "))
+    assert re.search(r"dense ([\d,]+), (\d+) in gates; sparse \1, \2 in gates", note)
+    pieces = trained.folder / "runs/language/blocks/weights"
+    states = [load_file(pieces / f"{name}-s0/result.safetensors") for name in ("dense", "sparse")]
+    assert all(int(state[STEP]) == 6 for state in states)
+    assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.costly("four processes, two of which are killed")
+def test_a_killed_training_with_few_blocks_ends_with_the_same_bits(
+    sparse, kill_and_resume, trained, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(trained.folder)
+    options = ["--checkpoint.every_n_steps", "1", "--data.cache_folder", str(tmp_path / "cache")]
+    folder = kill_and_resume(
+        ["language", "fit", "--config", sparse, *options], app="language", rows=[2, 4]
+    )
+    weights = "weights/decoder-s0/result.safetensors"
+    whole = tmp_path / "whole/language/run"
+    assert (folder / weights).read_bytes() == (whole / weights).read_bytes()
+    assert int(load_file(folder / weights)[STEP]) == 6
 
 
 def test_the_packaged_configuration_begins_with_what_ships():
