@@ -1,3 +1,4 @@
+import atexit
 import gc
 import os
 import runpy
@@ -184,12 +185,9 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    gc.freeze()  # else all that was collected is searched for garbage again and again
+    gc.freeze()  # else all that was collected is searched for garbage again, by pytest at the end
+    atexit.register(gc.unfreeze)  # libraries in C++ report what the interpreter does not free
     gc.set_threshold(20_000, 20, 20)
-
-
-def pytest_unconfigure():
-    gc.unfreeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -120,15 +120,13 @@ def test_no_wrong_words():
 
 def test_names_say_what_things_are():
     """No module, class or function has a name that hides what it is."""
-    wrong = {"Room", "Seen", "Shown", "Suits", "tell", "told"}
-    kinds, faults = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef), []
-    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py*")):
-        if path.suffix not in (".py", ".pyi"):
-            continue
-        tree = ast.parse(path.read_text())
-        names = [(node.name, node.lineno) for node in ast.walk(tree) if isinstance(node, kinds)]
-        faults += [f"{path}:{line}: {name}" for name, line in names if name in wrong]
-        faults += [str(path)] * (path.stem in wrong)
+    wrong = "Room|Seen|Shown|Suits|tell|told"
+    defined = re.compile(rf"^\s*(?:class|(?:async )?def) (?:{wrong})\b", re.MULTILINE)
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py*")]
+    files = [path for path in files if path.suffix in (".py", ".pyi")]
+    assert len(files) > 600
+    faults = [f"{path}: {name}" for path in files for name in defined.findall(path.read_text())]
+    faults += [str(path) for path in files if re.fullmatch(wrong, path.stem)]
     assert not faults, "\n".join(faults)
 
 

@@ -33,9 +33,9 @@ from harness.experiment import Arrays, Piece, Run
 from harness.files.piece import read_record
 from harness.runs.callbacks import (
     RunCheckpoint,
+    load_checkpoint,
     load_weights,
     progress_bar,
-    refuse_foreign,
     seen,
     starting_from,
 )
@@ -236,7 +236,7 @@ class GatesRunCLI(LightningCLI):
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path and path not in NAMED:
             if self.config.subcommand in LIGHTNING_VERBS:
-                refuse_foreign(Path(path), "give checkpoints/last.ckpt or best.ckpt of a run")
+                load_checkpoint(Path(path), "give checkpoints/last.ckpt or best.ckpt of a run")
             else:
                 load_weights(Path(path))
         super()._parse_ckpt_path()
@@ -274,7 +274,7 @@ class GatesRunCLI(LightningCLI):
                 self.run_folder.refuse_deleting(Path(start))
             resumed(self.run_folder, self.training(self._run()))
             if options["resume"] and (last := self.run_folder.last_checkpoint):
-                refuse_foreign(last, "start again with --overwrite, or from an older copy of it")
+                load_checkpoint(last, "start again with --overwrite, or from an older copy of it")
             elif options["resume"]:
                 print(f"{self.run_folder.training} has no checkpoint: training starts at step 0")
 

@@ -20,7 +20,7 @@ from harness.experiment.store import Form, Store
 from harness.files import remove, replacing
 from harness.files.atomic import locked
 from harness.files.piece import Piece, Record, gap, read_record
-from harness.runs.callbacks import RunCheckpoint, continuing, load_weights
+from harness.runs.callbacks import RunCheckpoint, continuing, load_checkpoint, starting_from
 from harness.runs.loops import ExactTrainer, capture_random_state, restore_random_state
 from harness.runs.processes import Tick
 from harness.runs.terminal import quiet_lightning
@@ -151,8 +151,8 @@ class Job:
             return module.eval()
         done.touch()
         checkpoint = best if best.is_file() else last
-        with continuing(checkpoint, again):
-            module.load_state_dict(load_weights(checkpoint)["state_dict"])
+        with starting_from(checkpoint, again):
+            module.load_state_dict(load_checkpoint(checkpoint, again)["state_dict"])
         return module.eval()
 
 

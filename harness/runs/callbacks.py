@@ -226,18 +226,20 @@ def load_weights(path: Path, advice: str = "give another") -> dict[str, Any]:
         raise GatesError(f"{path} is damaged or not a checkpoint ({kind}): {advice}") from error
 
 
-def refuse_foreign(path: Path, advice: str) -> None:
-    """Refuse a file that is not a checkpoint of a training run.
+def load_checkpoint(path: Path, advice: str) -> dict[str, Any]:
+    """Read a checkpoint of a training run.
 
     Args:
-        path: The file.
-        advice: What to do instead.
+        path: Its file.
+        advice: What to do where it is none.
 
     Raises:
         GatesError: It is damaged, or something else.
     """
-    if LIGHTNING_KEYS - load_weights(path, advice).keys():
+    content = load_weights(path, advice)
+    if LIGHTNING_KEYS - content.keys():
         raise GatesError(f"{path} is not a checkpoint of a training run: {advice}")
+    return content
 
 
 @contextmanager
@@ -262,13 +264,13 @@ def starting_from(path: str | Path | None, advice: str) -> Iterator[None]:
 
 @contextmanager
 def continuing(path: str | Path | None, advice: str) -> Iterator[None]:
-    """Refuse files of other kinds, and those that `starting_from` refuses.
+    """Refuse files that `load_checkpoint` and `starting_from` refuse.
 
     Raises:
         GatesError: It is damaged, something else, or of another network.
     """
     if path is not None:
-        refuse_foreign(Path(path), advice)
+        load_checkpoint(Path(path), advice)
     with starting_from(path, advice):
         yield
 

@@ -54,6 +54,12 @@ def analysis(gates, observations, output, *words):
         return result.out, found.load()
 
 
+@pytest.fixture(scope="module")
+def plain(gates):
+    """Of all reports, with every option as it is."""
+    return analysis(gates, shifted_reports(gates, "plain.csv"), "plain.zarr")[1]
+
+
 @pytest.mark.parametrize(("poison", "message"), [(1e6, "1 of 600 reports"), (4000.0, "1 rejected")])
 def test_poisoned_observations_are_rejected(gates, poison, message):
     """Beyond any plausible height, and plausible but far from the background."""
@@ -85,7 +91,7 @@ def test_reports_that_are_all_in_another_unit_are_refused(gates, factor, said):
 
 
 @pytest.mark.fault("weather B")
-def test_an_output_says_what_it_is_made_of(gates):
+def test_an_output_says_what_it_is_made_of(gates, plain):
     options = ["--representativeness", '{"height": 5.0}', "--background_error", '{"height": 50.0}']
     _, found = analysis(gates, shifted_reports(gates, "said.csv"), "said.zarr", *options)
     facts = found.attrs
@@ -99,17 +105,13 @@ def test_an_output_says_what_it_is_made_of(gates):
     assert json.loads(facts["background_error"]) == {"height": 50.0}
     assert json.loads(facts["representativeness"]) == {"height": 5.0}
     assert found["u_component_of_wind"].attrs["standard_name"] == "eastward_wind"
-    _, plain = analysis(gates, "said.csv", "plain.zarr")
     assert "weights_sha256" in plain.attrs
     assert not np.array_equal(plain["height"], found["height"])
 
 
-def test_the_observation_operator_is_chosen(gates):
-    reports = shifted_reports(gates, "off.csv")
-    _, plain = analysis(gates, reports, "nearest.zarr")
-    _, found = analysis(
-        gates, reports, "interpolated.zarr", "--observation_operator", "interpolation"
-    )
+def test_the_observation_operator_is_chosen(gates, plain):
+    words = ("interpolated.zarr", "--observation_operator", "interpolation")
+    _, found = analysis(gates, "plain.csv", *words)
     assert plain.attrs["observation_operator"] == "nearest_cell"
     assert found.attrs["observation_operator"] == "interpolation"
     assert found.attrs["observed_cells"] == plain.attrs["observed_cells"]

@@ -218,6 +218,7 @@ def test_evaluate_trains_the_same_bits_as_fit(configured, tmp_path):
     words = []
     for path in PATHS:
         words += [path, tmp_path / path.rpartition(".")[2]]
+    words += ["--data.steps", 7]
     found = configured("unit", *words)
     options = ["--config", "unit", "--root", tmp_path / "runs", *words]
     options += ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
