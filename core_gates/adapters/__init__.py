@@ -10,6 +10,7 @@ from core_gates.adapters.attachment import (
 from core_gates.adapters.gated_lora import GatedLoraLinear
 from core_gates.adapters.lora_gate import DiffusionTime, LoraGate, OpenGate
 from core_gates.adapters.low_rank import AdapterCapacity, LowRank, side_by_side
+from core_gates.adapters.relevance import RelevanceGate
 from core_gates.adapters.sparse_low_rank import (
     SoftThreshold,
     SparseLoraLinear,
@@ -26,6 +27,7 @@ __all__ = [
     "LoraGate",
     "LowRank",
     "OpenGate",
+    "RelevanceGate",
     "SiblingLinear",
     "SoftThreshold",
     "SparseLoraLinear",

@@ -13,9 +13,11 @@ from core_gates.adapters.low_rank import (
     AdapterFactors,
     LowRank,
     bias_of,
+    by_sample,
     is_unwatched,
     weight_of,
 )
+from core_gates.adapters.relevance import RelevanceGate
 from core_gates.numerics import accumulation_dtype
 from core_gates.ops.gated_lora.op import gated_lora
 
@@ -45,7 +47,7 @@ class GatedLoraLinear(AdapterFactors):
     Attributes:
         clock: Where a gate with ``time="film"`` reads the diffusion time that it is not given.
         context: What is known of the adapters, which factors of the gate and a switch weigh them
-            by; None where they have none.
+            by, or how far a relevance gate opens each; None where they have none.
         transparent: Whether the layer is saved and loaded as its base alone, see
             `core_gates.adapters.attach_adapters`.
 
@@ -77,7 +79,7 @@ class GatedLoraLinear(AdapterFactors):
             gate = LoraGate(self.out_features, device=device or self._device, dtype=dtype)
         self.gate = gate
         self.clock: DiffusionTime | None = None
-        self.context: AdapterContext | None = None
+        self.context: AdapterContext | RelevanceGate | None = None
         self.transparent = False
         if self.gate.dim != self.out_features:
             raise ValueError(
@@ -164,14 +166,15 @@ class GatedLoraLinear(AdapterFactors):
     def gate_values(self, x: Tensor, *, time: Tensor | None = None) -> Tensor:
         """Return the gates (..., K, D'), which `forward` never holds at once.
 
-        A switch that the adapters have is a part of them.
+        A switch or a relevance gate that the adapters have is a part of them.
         """
         base = self.base(x)
         gates = self._gates(base, self._stacked(x, base), time)
-        if self.context is None or self.context.switch is None:
+        opening = 1.0 if self.context is None else self.context.opening()
+        if not isinstance(opening, Tensor):
             return gates
-        opening = cast(Tensor, self.context.opening())[self.places.to(self.context.switch.device)]
-        return gates * opening.to(gates).unsqueeze(-1)
+        opening = opening[..., self.places.to(opening.device)].to(gates)
+        return gates * by_sample(opening, x).unsqueeze(-1)
 
     def adapter_outputs(self, x: Tensor) -> Tensor:
         """Return the weighted outputs of the adapters (..., K, D') in full, in order."""
@@ -191,8 +194,8 @@ class GatedLoraLinear(AdapterFactors):
         base = self.base(x) if base is None else base
         bias = bias_of(self.base, x)
         plain = base if bias is None else base - bias
-        strengths = self._weights().to(x.device, x.dtype)
-        gains = (strengths.unsqueeze(-1) * self.base_gains.to(x.device, x.dtype)).unbind()
+        strengths = by_sample(self._weights(), x).to(x.device, x.dtype)
+        gains = (strengths.unsqueeze(-1) * self.base_gains.to(x.device, x.dtype)).unbind(-2)
         for h, up, gain in zip(hidden, ups, gains, strict=True):
             yield h @ up + plain * gain
 
@@ -201,7 +204,7 @@ class GatedLoraLinear(AdapterFactors):
             return self.strengths
         factor: Tensor | float = self.context(self.gate.factors)
         if isinstance(factor, Tensor):
-            factor = factor[self.places.to(factor.device)].to(self.strengths.device)
+            factor = factor[..., self.places.to(factor.device)].to(self.strengths.device)
         return self.strengths * factor
 
     def _time(self, time: Tensor | None) -> Tensor | None:

@@ -213,6 +213,21 @@ def bias_of(layer: nn.Module, x: Tensor) -> Tensor | None:
     return cast(Tensor, layer(x.new_zeros(*[1] * (x.ndim - 1), x.shape[-1])))
 
 
+def by_sample(weights: Tensor, x: Tensor) -> Tensor:
+    """Return weights (K,), or (B, K) of samples, as they multiply what is of an input.
+
+    Args:
+        weights: Of adapters.
+        x: Inputs (..., D), or (B, ..., D).
+
+    Returns:
+        (K,), or (B, 1, ..., K) with as many axes as ``x``.
+    """
+    if weights.ndim < 2:
+        return weights
+    return weights.view(len(weights), *[1] * (x.ndim - 2), weights.shape[-1])
+
+
 BUFFERS = "adapter_ranks", "down", "up", "strengths"
 
 
@@ -393,16 +408,16 @@ class AdapterFactors(nn.Module):
         return self._hidden(x, self.ranks)
 
     def _hidden(self, x: Tensor, ranks: Sequence[int]) -> Tensor:
-        strengths = self._weights().to(x.device, x.dtype)
+        strengths = by_sample(self._weights(), x).to(x.device, x.dtype)
         hidden = nn.functional.linear(x, self.down.to(x.device, x.dtype))
         if len(set(ranks)) == 1:
             each = hidden.reshape(*hidden.shape[:-1], len(ranks), ranks[0])
             return (each * strengths.unsqueeze(-1)).flatten(-2)
-        weights = [s.expand(rank) for s, rank in zip(strengths.unbind(), ranks, strict=True)]
-        return hidden * torch.cat(weights)
+        each = zip(strengths.unsqueeze(-1).unbind(-2), ranks, strict=True)
+        return hidden * torch.cat([s.expand(*s.shape[:-1], rank) for s, rank in each], -1)
 
     def _weights(self) -> Tensor:
-        """Return the factor of each adapter (K,)."""
+        """Return the factor of each adapter, (K,) or one a sample (B, K)."""
         return self.strengths
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -253,7 +253,7 @@ def bake(fusion: GatedFusion, means: Means | None = None) -> LoraBundle:
     if means is None:
         means = {
             site.name: dict.fromkeys(fusion.adapters, torch.ones(site.out_features))
-            for site in (() if fusion.mode == "gated" else fusion.sites)
+            for site in (fusion.sites if fusion.mode in ("sum", "strengths") else ())
         }
     for site in fusion.sites:
         gate, start, rows = fusion.gate(site.name), 0, {}

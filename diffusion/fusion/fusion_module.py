@@ -103,6 +103,7 @@ class FusionModule(L.LightningModule):
         weight_decay: Of AdamW.
         contrast: Whether wrong captions are to be off by ``margin``.
         margin: The smallest error that is wanted for them; it depends on the scale of latents.
+        relative: Whether the logarithm of the error is made small, so that tasks count alike.
         common: Makes one more adapter of those of a task, such as
             `diffusion.fusion.gated_fusion.global_lora` with its rank.
         checkpointing: Whether activations are computed again in the backward pass, which saves
@@ -125,6 +126,7 @@ class FusionModule(L.LightningModule):
         weight_decay: float = 0.0,
         contrast: bool = False,
         margin: float = 0.5,
+        relative: bool = False,
         common: Common | None = None,
         checkpointing: bool = False,
     ) -> None:
@@ -144,7 +146,7 @@ class FusionModule(L.LightningModule):
         self.steps, self.learning_rate, self.schedule = steps, learning_rate, schedule
         self.weight_rate, self.roles = weight_rate, dict(roles or {})
         self.weight_decay, self.contrast, self.margin = weight_decay, contrast, margin
-        self.common, self.checkpointing = common, checkpointing
+        self.relative, self.common, self.checkpointing = relative, common, checkpointing
 
     def adapters_of(self, names: tuple[str, ...]) -> dict[str, LoraBundle]:
         """Return the adapters of a task, with what they have in common where that is wanted.
@@ -198,9 +200,13 @@ class FusionModule(L.LightningModule):
         self.fusion.set_adapters(self.adapters_of(tuple(batch.adapters)))
         roles = {n: self.roles[n] for n in batch.adapters if n in self.roles and batch.roles_known}
         self.fusion.describe(roles=roles, scores=batch.scores)
+        if batch.found is not None:
+            self.fusion.suit(batch.found)
         model = self.fusion.model
         loss = flow_matching_losses(model, batch.at, batch.text).mean()
         self.log("train/flow_matching", loss)
+        if self.relative:
+            loss = loss.log()
         if self.contrast:
             if batch.wrong_at is None or batch.wrong_text is None:
                 raise GatesError(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from core_gates.errors import GatesError
 from diffusion.data.published_table import inside, read_rows
+from diffusion.fusion.retrieved import Retrieved
 from diffusion.lora_file.container import label
 from diffusion.models.flow_matching import Noised, noised, shifted
 from diffusion.models.pipelines import Codec, latents_of
@@ -29,6 +30,7 @@ class FusionTask:
             None if there are none.
         scores: How well each adapter suits each caption (N, K); None if that is not known. One
             that the images do not show teaches the switch to turn it off.
+        found: What a search for the captions knows of the adapters; None if there was none.
     """
 
     adapters: tuple[str, ...]
@@ -36,6 +38,7 @@ class FusionTask:
     text: TextStates
     wrong: TextStates | None = None
     scores: Tensor | None = None
+    found: Retrieved | None = None
 
     def __post_init__(self) -> None:
         """Check the sizes.
@@ -67,6 +70,7 @@ class FusionBatch(NamedTuple):
         wrong_text: Of captions that do not describe them.
         roles_known: Whether the roles of adapters are known.
         scores: Name -> how well the adapter suits one of the captions; None if that is not known.
+        found: What a search for the captions knows of the adapters; None if there was none.
     """
 
     adapters: tuple[str, ...]
@@ -76,6 +80,7 @@ class FusionBatch(NamedTuple):
     wrong_text: TextStates | None = None
     roles_known: bool = True
     scores: dict[str, float] | None = None
+    found: Retrieved | None = None
 
 
 class FusionDraws:
@@ -158,6 +163,8 @@ class FusionDraws:
         if task.scores is not None:
             scores = dict(zip(task.adapters, task.scores[rows[0]].tolist(), strict=True))
             batch = batch._replace(scores=scores)
+        if task.found is not None:
+            batch = batch._replace(found=task.found.of(rows[self._own]))
         return batch._replace(roles_known=bool(torch.rand((), generator=draw) < self.told))
 
     def _at(self, latents: Tensor, draw: torch.Generator) -> Noised:

@@ -16,6 +16,7 @@ from core_gates.adapters import (
     LoraGate,
     LowRank,
     OpenGate,
+    RelevanceGate,
     SiblingLinear,
     attach_adapters,
     attach_siblings,
@@ -48,6 +49,7 @@ from diffusion.fusion.protocol import (
     with_roles,
     with_strengths,
 )
+from diffusion.fusion.retrieved import Retrieved
 from diffusion.lora_file import Factors, LoraBundle, shrink_bundle
 from diffusion.lora_file.container import listed
 from diffusion.lora_file.family import Placed
@@ -73,7 +75,7 @@ def global_lora(adapters: Mapping[str, LoraBundle], rank: int) -> LoraBundle:
     return shrink_bundle(mean, rank)[0]
 
 
-Mode = Literal["gated", "sum", "strengths"]
+Mode = Literal["gated", "sum", "strengths", "relevance"]
 
 
 class GatedFusion(Fusion, nn.Module):
@@ -96,7 +98,8 @@ class GatedFusion(Fusion, nn.Module):
         adapters: Name -> adapter, or a list; its adapters are named by their files, see
             `diffusion.fusion.protocol.by_name`.
         mode: ``gated``; ``strengths``: each layer multiplies adapters by its factors, one for each
-            role and for two or more of them, whatever the input; or ``sum``: the plain sum.
+            role and for two or more of them, whatever the input; ``relevance``: a gate opens each
+            retrieved adapter as far as the caption needs it, see `suit`; or ``sum``: the plain sum.
         gates: File of trained gates, see `diffusion.fusion.gates_file.load_gates`; without
             it they begin as the plain sum, or by ``options``. Gates begin at the strengths of a
             file of strengths.
@@ -149,10 +152,11 @@ class GatedFusion(Fusion, nn.Module):
         self._layers: dict[str, GatedLoraLinear] = {}
         self._clock: DiffusionTime | None = None
         self.gates = nn.ModuleDict()
-        self.context: AdapterContext | None = None
+        self.context: AdapterContext | RelevanceGate | None = None
         self._take(adapters)
         if mode != "sum":
             kinds = {"kinds": len(ROLES)} if factors or mode == "strengths" else {}
+            kinds |= {"kinds": 1} if mode == "relevance" else {}
             self._make_gates(gates, kinds | options, switch)
             self._weigh()
 
@@ -237,6 +241,8 @@ class GatedFusion(Fusion, nn.Module):
             raise
         for name, factors in fitting.items():
             self._layers[name].set_adapters(factors)
+        if isinstance(self.context, RelevanceGate):
+            self.context.tell(None)
         self._weigh()
 
     def set_strengths(self, strengths: Mapping[str, float]) -> None:
@@ -247,6 +253,35 @@ class GatedFusion(Fusion, nn.Module):
         """
         self.strengths = with_strengths(self.strengths, strengths)
         self._weigh()
+
+    def suit(self, found: Retrieved | None) -> None:
+        """Open adapters as far as captions need them, until they are exchanged.
+
+        Args:
+            found: What is known of the adapters, for each sample of a batch or one for all; None
+                opens all as in a sum.
+
+        Raises:
+            GatesError: The mode is not ``relevance``, others were retrieved, or the gate was
+                trained for another encoder.
+        """
+        gate = self.context
+        if not isinstance(gate, RelevanceGate):
+            raise GatesError(f"mode={self.mode!r} opens no adapters: give mode='relevance'")
+        if found is None:
+            gate.tell(None)
+            return
+        if found.names != tuple(self.adapters):
+            raise GatesError(
+                f"{listed([*found.names])} were retrieved, but the adapters are"
+                f" {listed([*self.adapters])}: set those that were retrieved, in their order"
+            )
+        if gate.fingerprint not in ("", found.encoder):
+            raise GatesError(
+                f"the gate was trained for the encoder {gate.fingerprint}, found"
+                f" {found.encoder or 'an unknown one'}: index the library with that encoder"
+            )
+        gate.tell(gate.openness(found.cosines, found.similarities))
 
     def describe(
         self,
@@ -273,7 +308,7 @@ class GatedFusion(Fusion, nn.Module):
     def weights(self, site: str) -> dict[str, float]:
         """Return name -> what the output of an adapter at a site is multiplied by before gates."""
         factors = getattr(self.gate(site), "factors", None)
-        if self.context is None or factors is None:
+        if not isinstance(self.context, AdapterContext) or factors is None:
             return dict(self.strengths)
         learned = self.context.weights(factors.detach()).tolist()
         return {n: c * s for (n, s), c in zip(self.strengths.items(), learned, strict=False)}
@@ -285,7 +320,7 @@ class GatedFusion(Fusion, nn.Module):
     def gate_states(self) -> dict[str, dict[str, Tensor]]:
         """Return site -> parameters of its gate."""
         states = {name.replace(DOT, "."): gate.state_dict() for name, gate in self.gates.items()}
-        if self.context is not None and self.context.switch is not None:
+        if self.context is not None and self.context.state_dict():
             states[SWITCH] = self.context.state_dict()
         return states
 
@@ -300,7 +335,7 @@ class GatedFusion(Fusion, nn.Module):
         return list(self.strengths.values())
 
     def _weigh(self) -> None:
-        if self.context is not None:
+        if isinstance(self.context, AdapterContext):
             roles = [ROLES.index(self.roles[name]) for name in self.adapters]
             self.context.describe(roles, [self.scores.get(name) for name in self.adapters])
         for layer in self._layers.values():
@@ -320,7 +355,7 @@ class GatedFusion(Fusion, nn.Module):
             state = load_gates(path, [site.name for site in self._sites])
             switched = state.pop(SWITCH, None)
             saved = options_of(next(iter(state.values())))
-            if self.mode == "strengths" and "variant" in saved:
+            if self.mode != "gated" and "variant" in saved:
                 raise GatesError(f"{path} holds gates, not strengths alone: give mode='gated'")
             for option in saved.keys() & options.keys():
                 if options[option] != saved[option]:
@@ -340,11 +375,13 @@ class GatedFusion(Fusion, nn.Module):
             if name in state:
                 load_gate(gate, state[name], name)
             self.gates[_key(name)] = gate
-        if (kinds := options.get("kinds", 0)) or switch or switched:
+        if self.mode == "relevance":
+            self.context = RelevanceGate()
+        elif (kinds := options.get("kinds", 0)) or switch or switched:
             most = 0 if self.capacity is None else self.capacity.adapters
             self.context = AdapterContext(kinds, switch=switch or bool(switched), most=most)
-            if switched:
-                load_gate(self.context, switched, "the switch")
+        if self.context is not None and (switched or (state and self.mode == "relevance")):
+            load_gate(self.context, switched or {}, "the adapters")
 
     def _factors(self, site: Placed) -> list[LowRank]:
         """Return what each adapter does at a site, in order; rank 0 where it does nothing."""

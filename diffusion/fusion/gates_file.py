@@ -14,7 +14,7 @@ from harness.files.atomic import replacing
 
 PREFIX = "model_dict."
 DOT = "___"  # stands for a dot in the name of a layer
-SWITCH = "adapter_switch"  # site of the parameters of the switch
+SWITCH = "adapter_switch"  # site of the parameters of the switch, or of the relevance gate
 
 
 def gate_tensors(gates: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
