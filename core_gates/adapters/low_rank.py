@@ -413,8 +413,8 @@ class AdapterFactors(nn.Module):
         if len(set(ranks)) == 1:
             each = hidden.reshape(*hidden.shape[:-1], len(ranks), ranks[0])
             return (each * strengths.unsqueeze(-1)).flatten(-2)
-        each = zip(strengths.unsqueeze(-1).unbind(-2), ranks, strict=True)
-        return hidden * torch.cat([s.expand(*s.shape[:-1], rank) for s, rank in each], -1)
+        pairs = zip(strengths.unsqueeze(-1).unbind(-2), ranks, strict=True)
+        return hidden * torch.cat([s.expand(*s.shape[:-1], rank) for s, rank in pairs], -1)
 
     def _weights(self) -> Tensor:
         """Return the factor of each adapter, (K,) or one a sample (B, K)."""
