@@ -98,7 +98,7 @@ class AdapterStrengths(Weighing):
         return gate
 
     def _weigh(self) -> None:
-        if self.context is not None:
+        if isinstance(self.context, AdapterContext):
             self.context.describe([self.names.index(name) + 1 for name in self.adapters])
         for layer in self.layers.values():
             layer.set_strengths(self._weights())
