@@ -39,6 +39,7 @@ STUDIES = {
     "retrieval": "apps.diffusion.studies.base_study:retrieval_study",
     "fusion": "apps.diffusion.studies.fusion_study:fusion_study",
     "images": "apps.diffusion.studies.fusion_study:images_study",
+    "retrieved": "apps.diffusion.studies.retrieved_study:retrieved_study",
 }  # study -> what shows it
 EXTENDED = ("fusion", "embedded")
 """Configurations whose results serve all studies: losses and tuned rivals, and gates that ship."""
@@ -95,8 +96,8 @@ def evaluate(
 
     Args:
         place: Filled in by the command line.
-        study: What is shown: ``base``, ``parity``, ``retrieval``, ``fusion`` or
-            ``images``.
+        study: What is shown: ``base``, ``parity``, ``retrieval``, ``fusion``,
+            ``images`` or ``retrieved``.
         seeds: Seeds of what is trained for the study.
         vectors: Folder of the golden vectors, for ``parity``.
         only: Methods that take part; all when empty. Bars need all.

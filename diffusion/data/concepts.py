@@ -3,8 +3,8 @@
 from typing import Literal, NamedTuple
 
 from diffusion.data.scenes import Part, Scene, scenes
-from diffusion.data.shapes import NEW_SHAPES
-from diffusion.data.styles import NEW_FILLS, NEW_STYLES, WHOLE
+from diffusion.data.shapes import BASE_SHAPES, NEW_SHAPES
+from diffusion.data.styles import BASE_STYLES, NEW_FILLS, NEW_STYLES, WHOLE
 
 Kind = Literal["subject", "style"]
 
@@ -60,13 +60,14 @@ class Combination(NamedTuple):
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """Names of the adapters, the subject first."""
-        return (self.subject, *self.styles, *self.useless)
+        """Names of the adapters, the subject first; what the base draws needs none."""
+        named = (self.subject, *self.styles, *self.useless)
+        return tuple(name for name in named if name not in (*BASE_SHAPES, *BASE_STYLES))
 
     @property
     def name(self) -> str:
         """Name in tables."""
-        return " + ".join(self.adapters)
+        return " + ".join((self.subject, *self.styles, *self.useless))
 
     def scenes(self, part: Part) -> list[Scene]:
         """Return the scenes of a part."""
@@ -115,6 +116,18 @@ def with_useless(pairs: list[Combination]) -> list[Combination]:
         others = [name for name in names if name not in pair.adapters]
         extended.append(pair._replace(useless=(others[7 * place % len(others)],)))
     return extended
+
+
+def of_one_adapter() -> list[Combination]:
+    """Return the combinations that need one adapter: a shape, or a style on a shape of the base."""
+    plain, shapes = next(iter(BASE_STYLES)), list(BASE_SHAPES)
+    styled = [Combination(shapes[n % len(shapes)], (s,)) for n, s in enumerate(NEW_STYLES)]
+    return [*(Combination(shape, (plain,)) for shape in NEW_SHAPES), *styled]
+
+
+def of_no_adapter() -> list[Combination]:
+    """Return the combinations that need none: the shapes of the base in its styles."""
+    return [Combination(shape, (style,)) for shape in BASE_SHAPES for style in BASE_STYLES]
 
 
 LEFT_OUT = (*list(NEW_SHAPES)[1::4], *list(NEW_STYLES)[1::4])

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from diffusion.fusion.fusion_tasks import FusionTask
 from diffusion.fusion.protocol import role_of
+from diffusion.fusion.retrieved import retrieve
 from diffusion.library.prompts import UNRELATED, least_cosine
 from diffusion.lora_file import LoraBundle
 from diffusion.models.text_encoders import TextEncoder, TextStates
@@ -42,6 +43,7 @@ class CaptionScores:
     def __init__(self, encoder: Path, library: Mapping[str, LoraBundle]) -> None:
         read = load_encoder(encoder)
         self.vectors = {name: read.encode(bundle) for name, bundle in library.items()}
+        self.fingerprint = read.fingerprint
 
     def scores(self, names: Sequence[str], text: TextStates) -> Tensor:
         """Return the cosines (N, K) of adapters with captions."""
@@ -66,3 +68,11 @@ class CaptionScores:
     def scored(self, tasks: Sequence[FusionTask]) -> list[FusionTask]:
         """Return tasks with the cosines of their adapters and captions as ``scores``."""
         return [replace(task, scores=self.scores(task.adapters, task.text)) for task in tasks]
+
+    def retrieved(self, tasks: Sequence[FusionTask]) -> list[FusionTask]:
+        """Return tasks with the adapters that a search retrieves for their captions."""
+        found = [retrieve(t.text.pooled, self.vectors, encoder=self.fingerprint) for t in tasks]
+        return [
+            replace(task, adapters=one.names, found=one)
+            for task, one in zip(tasks, found, strict=True)
+        ]

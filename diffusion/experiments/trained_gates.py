@@ -10,12 +10,14 @@ import lightning as L
 import torch
 from torch import nn
 
-from core_gates.adapters import AdapterCapacity
+from core_gates.adapters import AdapterCapacity, RelevanceGate
 from core_gates.errors import GatesError
 from diffusion.data.concepts import (
     LEFT_OUT,
     Combination,
     held_out_pairs,
+    of_no_adapter,
+    of_one_adapter,
     training_pairs,
     with_second_style,
     with_useless,
@@ -103,7 +105,9 @@ def combinations(group: str) -> list[Combination]:
     pairs, for methods for two adapters. ``test2`` are the test pairs, ``test3`` the same with a
     second style. ``train_useless`` and ``useless3`` are those of ``train`` and its pairs, and the
     test pairs, with an adapter that has nothing to do with them. ``train_fewer`` leaves the
-    concepts of `diffusion.data.concepts.LEFT_OUT` out, and ``new2`` are the pairs of these.
+    concepts of `diffusion.data.concepts.LEFT_OUT` out, as ``tried_fewer`` does, and ``new2`` are
+    the pairs of these. ``retrieved`` and ``retrieved_fewer`` are ``train`` and ``train_fewer`` with
+    what needs one adapter, or none; ``one`` and ``none`` are 24 of each.
     """
     tested, pairs = set(held_out_pairs()), training_pairs()
     triples = [
@@ -113,6 +117,8 @@ def combinations(group: str) -> list[Combination]:
     ]
     every = [*pairs, *held_out_pairs()]
     step2, step3 = len(pairs) // TRIED, len(triples) // TRIED
+    single, bare = of_one_adapter(), of_no_adapter()
+    fewer = [o for o in (*pairs, *triples) if not set(o.adapters) & set(LEFT_OUT)]
     return {
         "train": [*pairs, *triples],
         "train2": pairs,
@@ -122,9 +128,24 @@ def combinations(group: str) -> list[Combination]:
         "test3": with_second_style(held_out_pairs(), shift=3),
         "train_useless": [*pairs, *triples, *with_useless(pairs)],
         "useless3": with_useless(held_out_pairs()),
-        "train_fewer": [o for o in (*pairs, *triples) if not set(o.adapters) & set(LEFT_OUT)],
+        "train_fewer": fewer,
+        "tried_fewer": fewer[:: len(fewer) // (2 * TRIED)][: 2 * TRIED],
+        "retrieved": [*pairs, *triples, *single, *bare],
+        "retrieved_fewer": [
+            *fewer,
+            *(one for one in single if not set(one.adapters) & set(LEFT_OUT)),
+            *bare,
+        ],
+        "one": spread(single, TRIED),
+        "none": spread(bare, TRIED),
         "new2": sorted(pair for pair in every if set(pair.adapters) <= set(LEFT_OUT)),
     }[group]
+
+
+def searched(library: Mapping[str, LoraBundle], group: str) -> dict[str, LoraBundle]:
+    """Return the adapters that a search for captions of a group of combinations may retrieve."""
+    left = LEFT_OUT if "fewer" in group else ()
+    return {name: bundle for name, bundle in library.items() if name not in left}
 
 
 TRANSFORMER = "transformer"  # folder of the transformer in that of a pipeline of diffusers
@@ -173,7 +194,7 @@ GATE_OPTIONS = ("mode", "variant", "time", "initialization", "factors", "switch"
 
 RIVAL_OPTIONS = ("layerwise", "names")  # settings that are options of a rival
 MODULE_OPTIONS = ("steps", "learning_rate", "weight_rate", "schedule", "weight_decay", "contrast",
-                  "margin")  # fmt: skip
+                  "margin", "relative")  # fmt: skip
 DATA_OPTIONS = ("steps", "batch_size", "caption_dropout", "told")
 
 
@@ -223,9 +244,14 @@ def untrained(
     """Return the fusion of a piece before it is trained."""
     if is_gated(piece.settings):
         options = options_in(piece.settings, GATE_OPTIONS)
-        return GatedFusion(
+        fusion = GatedFusion(
             model, adapters, gates=begin, everywhere=True, capacity=capacity, **options
         )
+        if fusion.mode == "relevance":
+            fusion.context = RelevanceGate(piece["threshold"], piece["width"], piece["encoder"])
+            for gate in fusion.gates.values():
+                torch.nn.init.constant_(gate.factors, piece["strength"])
+        return fusion
     options = options_in(piece.settings, RIVAL_OPTIONS)
     return make_rival(piece.get("rival", piece.method), model, adapters, **options)
 
@@ -257,6 +283,7 @@ def train_gates(
         tasks = [replace(task, wrong=bare.text) for task, bare in zip(tasks, plain, strict=True)]
     job.note(combinations=len(group), base=weights_digest(base_folder))
     library = {name: load_lora(file) for name, file in files.items()}
+    library = searched(library, piece.get("group", "train"))
     model, empty = bench.base.transformer, bench.empty()
     shift = bench.base.shift
     return fitted(piece, job, model, library, tasks, empty, machine, shift, **given)
@@ -320,10 +347,13 @@ def fitted(
         machine: Of the training.
         shift: Of the times.
         roles: Name -> role, in place of what tags name.
-        files: ``begin``: gates or strengths to begin at; ``encoder``: what scores adapters.
+        files: ``begin``: gates or strengths to begin at; ``encoder``: what scores adapters, or
+            retrieves them for a relevance gate.
     """
     if piece.get("switch") and (encoder := files.get("encoder")) is not None:
         tasks = CaptionScores(encoder, library).scored(tasks)
+    if piece.get("mode") == "relevance" and (encoder := files.get("encoder")) is not None:
+        tasks = CaptionScores(encoder, library).retrieved(tasks)
     rank = piece.get("global_rank")
     first = with_common({name: library[name] for name in tasks[0].adapters}, rank)
     widest = max(max(bundle.ranks().values()) for bundle in library.values())

@@ -1,0 +1,236 @@
+"""Losses of sets of adapters that a search retrieves, some of which captions need."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from core_gates.adapters import AdapterCapacity, RelevanceGate
+from diffusion.data.concepts import Combination
+from diffusion.data.scenes import Part, spread
+from diffusion.evaluation.fusion_scores import fixed_draws
+from diffusion.experiments.adapter_conditions import CaptionScores
+from diffusion.experiments.combined_losses import note_trained, seed_of
+from diffusion.experiments.made_images import judge_of, judged_right
+from diffusion.experiments.trained_gates import FILE, Bench, combinations, searched
+from diffusion.experiments.work import Job
+from diffusion.fusion.fusion_tasks import FusionTask
+from diffusion.fusion.gated_fusion import GatedFusion
+from diffusion.fusion.protocol import Fusion
+from diffusion.fusion.retrieved import Retrieved
+from diffusion.lora_file import LoraBundle, load_lora
+from diffusion.models.flow_matching import Noised, flow_matching_losses
+from diffusion.rivals.opening import RULES
+from diffusion.rivals.registry import make_rival
+from harness.files.piece import Piece
+
+GATE, NEEDED, TOLD, CONSTANT = "relevance gate", "needed", "needed of the six", "constant gates"
+"""Ways that are no rule: the gate, the needed adapters alone, those of them that were retrieved,
+and gates that ship, which are open for all."""
+
+TIMES, MOST = 8, 2  # times of a loss, and drawings of a combination
+TRIED_TIMES, TRIED_EACH = 3, 2  # times where settings are chosen, and of how many one is tried
+
+
+class Sets(NamedTuple):
+    """Combinations with the adapters that are retrieved for their captions.
+
+    Attributes:
+        bench: The base.
+        library: Concept -> adapter.
+        group: The combinations.
+        tasks: Of each, whose adapters are those retrieved.
+    """
+
+    bench: Bench
+    library: dict[str, LoraBundle]
+    group: list[Combination]
+    tasks: list[FusionTask]
+
+
+def sets_of(
+    base_folder: Path, encoder: Path, files: Mapping[str, Path], group: str, part: Part
+) -> Sets:
+    """Return the sets of the combinations of a group, for at most `MOST` drawings of a part each.
+
+    Args:
+        base_folder: Of the base.
+        encoder: Folder of the encoder of adapters.
+        files: Concept -> LoRA file.
+        group: See `diffusion.experiments.trained_gates.combinations`.
+        part: Of the drawings.
+    """
+    return _sets(base_folder, encoder, tuple(files.items()), group, part)
+
+
+@lru_cache(maxsize=8)
+def _sets(
+    base_folder: Path, encoder: Path, files: tuple[tuple[str, Path], ...], group: str, part: Part
+) -> Sets:
+    bench, wanted = Bench.load(base_folder), combinations(group)
+    read = {name: load_lora(file) for name, file in files}
+    library = {n: replace(b, modules=dict(b.modules)) for n, b in read.items()}  # read once
+    suits = CaptionScores(encoder, searched(library, group))
+    return Sets(bench, library, wanted, suits.retrieved(bench.tasks(wanted, part, MOST)))
+
+
+def needed(pair: Combination, names: tuple[str, ...]) -> Tensor:
+    """Return which of some adapters (K,) a combination needs, as 0 or 1."""
+    return torch.tensor([float(name in pair.adapters) for name in names])
+
+
+class Way(NamedTuple):
+    """How retrieved adapters are used.
+
+    Attributes:
+        rule: One of `RULES`, of those above, or a rival.
+        settings: Of it, with ``strength`` for what all adapters are multiplied by.
+        trained: Folder of trained gates.
+    """
+
+    rule: str
+    settings: Mapping[str, Any] = {}
+    trained: Path | None = None
+
+    def opening(self, gate: RelevanceGate, found: Retrieved, pair: Combination) -> Tensor:
+        """Return how far it opens adapters for captions (N, K)."""
+        if self.rule == GATE:
+            return gate.openness(found.cosines, found.similarities)
+        if self.rule == TOLD:
+            return needed(pair, found.names).expand_as(found.cosines)
+        own = {name: value for name, value in self.settings.items() if name != "strength"}
+        return RULES[self.rule](found.cosines, **own)
+
+    def made(self, sets: Sets, pair: Combination, names: Sequence[str]) -> Fusion | None:
+        """Return a merge, constant gates or the needed adapters of a set; None for the base."""
+        model, own = sets.bench.base.transformer, dict(self.settings)
+        adapters = {n: sets.library[n] for n in (pair.adapters if self.rule == NEEDED else names)}
+        if not adapters:
+            return None
+        if self.rule != CONSTANT:
+            return make_rival("sum" if self.rule == NEEDED else self.rule, model, adapters, **own)
+        assert self.trained is not None
+        fusion = GatedFusion(model, adapters, gates=self.trained / FILE)
+        fusion.set_strengths(dict.fromkeys(adapters, own.get("strength", 1.0)))
+        return fusion
+
+
+Applied = tuple[Combination, FusionTask, Fusion | None, Tensor | None]
+
+
+@torch.no_grad()
+def applied(sets: Sets, way: Way, repeat: int = 1) -> Iterator[Applied]:
+    """Yield each combination with its task, and the fusion in force with its openness (N, K).
+
+    Args:
+        sets: What is retrieved.
+        way: How it is used.
+        repeat: How often the captions come in a batch, one round after the other.
+    """
+    held = None
+    if way.rule in (*RULES, GATE, TOLD):
+        first = {name: sets.library[name] for name in sets.tasks[0].adapters}
+        rank = max(max(bundle.ranks().values()) for bundle in sets.library.values())
+        held = GatedFusion(
+            sets.bench.base.transformer,
+            first,
+            mode="relevance",
+            gates=None if way.trained is None else way.trained / FILE,
+            everywhere=True,
+            capacity=AdapterCapacity(len(first), rank),
+        )
+    with nullcontext() if held is None else held:
+        for pair, task in zip(sets.group, sets.tasks, strict=True):
+            if held is None:
+                fusion = way.made(sets, pair, task.adapters)
+                with nullcontext() if fusion is None else fusion:
+                    yield pair, task, fusion, None
+                continue
+            assert task.found is not None
+            held.set_adapters({name: sets.library[name] for name in task.adapters})
+            held.suit(task.found)  # refuses a gate of another encoder
+            gate = cast(RelevanceGate, held.context)
+            value = way.opening(gate, task.found, pair)
+            gate.tell(way.settings.get("strength", 1.0) * value.repeat(repeat, 1))
+            yield pair, task, held, value
+
+
+@torch.no_grad()
+def losses_of(sets: Sets, way: Way, times: int) -> dict[str, Tensor]:
+    """Return the losses of each combination, and how far which adapters are open.
+
+    Returns:
+        ``losses`` (P,), means over drawings; of rules and gates ``needed_open``, ``useless_open``
+        and ``any_open`` (P,): the mean openness of needed and of other adapters, NaN where there
+        is none, and the share of captions with an adapter more than half open.
+    """
+    rows = []
+    model, shift = sets.bench.base.transformer, sets.bench.base.shift
+    for pair, task, _, openness in applied(sets, way, times):
+        drawn = fixed_draws(task.latents, times, seed_of(pair.name), shift)
+        at = Noised(*(torch.cat(parts) for parts in zip(*drawn, strict=True)))
+        text = task.text.of(torch.arange(len(task.latents)).repeat(times))
+        row = {"losses": flow_matching_losses(model, at, text).mean()}
+        if openness is not None:
+            wanted = needed(pair, task.adapters).bool()
+            row["needed_open"] = openness[:, wanted].mean()
+            row["useless_open"] = openness[:, ~wanted].mean()
+            row["any_open"] = (openness > 0.5).any(1).float().mean()
+        rows.append(row)
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def images_of_sets(sets: Sets, way: Way, judge: dict[str, Tensor], **sampler: Any) -> Tensor:
+    """Return how often shape and style are both right in images of each combination (P,)."""
+    right, base, empty = [], sets.bench.base, sets.bench.empty()
+    for pair, task, _, _ in applied(sets, way):
+        shown = spread(pair.scenes("test"), MOST)
+        seeds = [seed_of(pair.name) + number for number in range(len(shown))]
+        images = (base.images(task.text, empty, seeds=seeds, **sampler) * 255).round()
+        both = judged_right(judge_of(judge), images.to(torch.uint8), shown)["both_right"]
+        right.append(both.mean())
+    return torch.tensor(right)
+
+
+def way_of(piece: Piece, trained: Mapping[str, Path]) -> Way:
+    """Return the way of a piece: its ``rule``, its settings, and the gates trained for it."""
+    return Way(piece["rule"], piece.get("own") or {}, trained.get(piece.name))
+
+
+def trial(
+    piece: Piece, job: Job, base_folder: Path, files: Mapping[str, Path], encoder: Path,
+    trained: Mapping[str, Path],
+) -> dict[str, float]:  # fmt: skip
+    """Return the mean logarithm of the losses of training combinations under a setting."""
+    sets = sets_of(base_folder, encoder, files, piece["group"], "gate")
+    some = sets._replace(group=sets.group[::TRIED_EACH], tasks=sets.tasks[::TRIED_EACH])
+    own = dict(piece.get("fixed") or {}) | {name: piece[name] for name in piece["tuned"]}
+    way = Way(piece["rule"], own, trained.get(CONSTANT))
+    score = float(losses_of(some, way, TRIED_TIMES)["losses"].log().mean())
+    job.tick()
+    return {"score": score}
+
+
+def retrieved_losses(
+    piece: Piece, job: Job, base_folder: Path, files: Mapping[str, Path], encoder: Path,
+    trained: Mapping[str, Path], judge: dict[str, Tensor],
+) -> dict[str, Tensor]:  # fmt: skip
+    """Return what `losses_of` returns of each of the ``groups`` of a piece, as ``group.name``.
+
+    With ``pictured`` there is also ``group.both_right`` (P,) of those groups, see `images_of_sets`.
+    """
+    note_trained(job, trained.get(piece.name))
+    way, found = way_of(piece, trained), {}
+    for group in piece["groups"]:
+        sets = sets_of(base_folder, encoder, files, group, "test")
+        values = losses_of(sets, way, TIMES)
+        if group in piece.get("pictured", ()):
+            values["both_right"] = images_of_sets(sets, way, judge, **piece["sampler"])
+        found |= {f"{group}.{name}": value for name, value in values.items()}
+        job.tick()
+    return found

@@ -1,0 +1,51 @@
+"""Simple rules that say which of some retrieved adapters to open, by cosines alone."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def largest_gap(cosines: Tensor, *, least: int = 1, most: int = 4) -> Tensor:
+    """Open those above the largest gap between sorted cosines, ``least`` to ``most`` of them."""
+    ordered = cosines.sort(-1, descending=True).values
+    gaps = (ordered[..., :-1] - ordered[..., 1:])[..., least - 1 : most]
+    count = gaps.argmax(-1, keepdim=True) + least if gaps.shape[-1] else least
+    return (ranks(cosines) < count).to(cosines)
+
+
+def soft_threshold(cosines: Tensor, *, threshold: float, width: float) -> Tensor:
+    """Open by ``sigmoid((c - threshold) / width)``."""
+    return ((cosines - threshold) / width).sigmoid()
+
+
+def absolute_threshold(cosines: Tensor, *, threshold: float) -> Tensor:
+    """Open those with at least a cosine."""
+    return (cosines >= threshold).to(cosines)
+
+
+def relative_threshold(cosines: Tensor, *, share: float) -> Tensor:
+    """Open those with at least a share of the best cosine."""
+    return (cosines >= share * cosines.amax(-1, keepdim=True)).to(cosines)
+
+
+def top(cosines: Tensor, *, count: int) -> Tensor:
+    """Open so many of the highest cosines."""
+    return (ranks(cosines) < count).to(cosines)
+
+
+def ranks(cosines: Tensor) -> Tensor:
+    """Return how many cosines (..., K) are higher than each."""
+    return (cosines.unsqueeze(-2) > cosines.unsqueeze(-1)).sum(-1)
+
+
+RULES: dict[str, Callable[..., Tensor]] = {
+    "largest gap": largest_gap,
+    "soft threshold": soft_threshold,
+    "absolute threshold": absolute_threshold,
+    "relative threshold": relative_threshold,
+    "top": top,
+    "all": torch.ones_like,
+    "mean": lambda cosines: torch.full_like(cosines, 1 / cosines.shape[-1]),
+}
+"""Each takes cosines (N, K) and settings, and returns how far adapters are open (N, K)."""
