@@ -185,18 +185,6 @@ def losses_of(sets: Sets, way: Way, times: int) -> dict[str, Tensor]:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def images_of_sets(sets: Sets, way: Way, judge: dict[str, Tensor], **sampler: Any) -> Tensor:
-    """Return how often shape and style are both right in images of each combination (P,)."""
-    right, base, empty = [], sets.bench.base, sets.bench.empty()
-    for pair, task, _, _ in applied(sets, way):
-        shown = spread(pair.scenes("test"), MOST)
-        seeds = [seed_of(pair.name) + number for number in range(len(shown))]
-        images = (base.images(task.text, empty, seeds=seeds, **sampler) * 255).round()
-        both = judged_right(judge_of(judge), images.to(torch.uint8), shown)["both_right"]
-        right.append(both.mean())
-    return torch.tensor(right)
-
-
 def way_of(piece: Piece, trained: Mapping[str, Path]) -> Way:
     """Return the way of a piece: its ``rule``, its settings, and the gates trained for it."""
     return Way(piece["rule"], piece.get("own") or {}, trained.get(piece.name))
@@ -218,19 +206,35 @@ def trial(
 
 def retrieved_losses(
     piece: Piece, job: Job, base_folder: Path, files: Mapping[str, Path], encoder: Path,
-    trained: Mapping[str, Path], judge: dict[str, Tensor],
+    trained: Mapping[str, Path],
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Return what `losses_of` returns of each of the ``groups`` of a piece, as ``group.name``.
-
-    With ``pictured`` there is also ``group.both_right`` (P,) of those groups, see `images_of_sets`.
-    """
+    """Return what `losses_of` returns of each of the ``groups`` of a piece, as ``group.name``."""
     note_trained(job, trained.get(piece.name))
-    way, found = way_of(piece, trained), {}
+    found = {}
     for group in piece["groups"]:
         sets = sets_of(base_folder, encoder, files, group, "test")
-        values = losses_of(sets, way, TIMES)
-        if group in piece.get("pictured", ()):
-            values["both_right"] = images_of_sets(sets, way, judge, **piece["sampler"])
+        values = losses_of(sets, way_of(piece, trained), TIMES)
         found |= {f"{group}.{name}": value for name, value in values.items()}
+        job.tick()
+    return found
+
+
+def retrieved_images(
+    piece: Piece, job: Job, base_folder: Path, files: Mapping[str, Path], encoder: Path,
+    trained: Mapping[str, Path], judge: dict[str, Tensor],
+) -> dict[str, Tensor]:  # fmt: skip
+    """Return how often shape and style are both right in images, as ``group.both_right`` (P,)."""
+    note_trained(job, trained.get(piece.name))
+    found, network, way = {}, judge_of(judge), way_of(piece, trained)
+    for group in piece["groups"]:
+        sets, right = sets_of(base_folder, encoder, files, group, "test"), []
+        base, empty = sets.bench.base, sets.bench.empty()
+        for pair, task, *_ in applied(sets, way):
+            shown = spread(pair.scenes("test"), MOST)
+            seeds = [seed_of(pair.name) + number for number in range(len(shown))]
+            made = base.images(task.text, empty, seeds=seeds, **piece["sampler"])
+            both = judged_right(network, (made * 255).round().to(torch.uint8), shown)
+            right.append(both["both_right"].mean())
+        found[f"{group}.both_right"] = torch.tensor(right)
         job.tick()
     return found

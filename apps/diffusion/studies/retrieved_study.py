@@ -16,6 +16,7 @@ from diffusion.experiments.retrieved_sets import (
     GATE,
     NEEDED,
     TOLD,
+    retrieved_images,
     retrieved_losses,
     trial,
 )
@@ -71,6 +72,7 @@ TASKS = {
     "one": "24 captions that need one",
     "none": "24 captions that need none",
 }
+COMBINED = ["test2", "test3"]
 BOTH, UNSEEN = "pairs and triples", "24 pairs of adapters unseen by gate and thresholds"
 LOSS, RIGHT = "log_loss_over_needed", "both_right"
 OPENNESS = ("needed_open", "useless_open", "any_open")
@@ -91,7 +93,7 @@ class Comparison:
         if folder is None:
             raise GatesError("there is no encoder of adapters: run `evaluate retrieval` first")
         self.run, self.world, self.seeds = asked.run, world, asked.seeds
-        self.suffix, self.groups = (FEWER, [NEW]) if fewer else ("", list(TASKS))
+        self.suffix = FEWER if fewer else ""
         self.tried, self.train = (
             ("tried_fewer", "retrieved_fewer") if fewer else ("tried", "retrieved")
         )
@@ -132,45 +134,43 @@ class Comparison:
         settings = TRAINING | {"group": self.train} | dict(soft) | self.common
         return {s: self.run.piece(f"{GATE}{self.suffix}", s, **settings) for s in self.seeds}
 
-    def found(self, pictured: Sequence[str], chosen: Mapping[str, Choice]) -> Found:
+    def found(
+        self, kind: str, names: Sequence[str], chosen: Mapping[str, Choice], **own: Any
+    ) -> Found:
         """Return method -> what is measured, one a seed of what is trained.
 
         Args:
-            pictured: Methods whose images of pairs and triples are judged.
+            kind: ``losses``, or ``pictures`` for images that are judged.
+            names: Of the methods.
             chosen: See `chosen`.
+            own: Settings of the pieces.
         """
-        trained = self.trained(chosen[SOFT].setting)
-        pieces = {}
-        for name in (NEEDED, TOLD, GATE, *chosen):
-            rule, own = FIXED.get(name, (name, {}))
-            own = own | (dict(chosen[name].setting) if name in chosen else {})
-            shown = {"pictured": ["test2", "test3"], "sampler": SAMPLER} if name in pictured else {}
+        trained, pieces = self.trained(chosen[SOFT].setting), dict[Piece, tuple[str, Any]]()
+        for name in names:
+            rule, fixed = FIXED.get(name, (name, {}))
+            settings = fixed | dict(chosen[name].setting if name in chosen else {})
             for seed in self.seeds if name == GATE else (None,):
-                gate = trained[seed].fingerprint if seed is not None else None
                 piece = self.run.piece(
-                    f"{name}{self.suffix}", seed, rule=rule, own=own, groups=self.groups,
-                    gate=gate, **self.common, **shown,
+                    f"{name}{self.suffix}", seed, rule=rule, own=settings,
+                    gate=None if seed is None else trained[seed].fingerprint,
+                    **own, **self.common,
                 )  # fmt: skip
-                pieces[piece] = name, seed
-        store = self.run.store("sets", Arrays())
+                pieces[piece] = name, trained.get(seed)
+        store = self.run.store(kind, Arrays())
         missing = store.missing(list(pieces))
-        needed = [trained[seed] for _, seed in map(pieces.get, missing) if seed is not None]
+        gates = [gate for _, gate in map(pieces.__getitem__, missing) if gate is not None]
         train = partial(train_gates, **self.places)
-        self.run.obtain(self.gates, needed, train, ticks=TRAINING["steps"])
-        folders = {
-            p.name: self.gates.find(trained[seed])
-            for p, (_, seed) in pieces.items()
-            if seed is not None
-        }
+        self.run.obtain(self.gates, gates, train, ticks=TRAINING["steps"])
+        folders = {p.name: self.gates.find(gate) for p, (_, gate) in pieces.items() if gate}
         folders |= {
-            p.name: self.constant.get(CONSTANT)
-            for p, (name, _) in pieces.items()
-            if name == CONSTANT
+            p.name: self.constant[CONSTANT] for p, (name, _) in pieces.items() if name == CONSTANT
         }
-        judge = self.world.judge() if any(piece.get("pictured") for piece in missing) else {}
+        work: Any = retrieved_losses
+        if kind == "pictures":
+            work = partial(retrieved_images, judge=self.world.judge() if missing else {})
         ready = [piece for piece in missing if folders.get(piece.name, piece) is not None]
-        work = partial(retrieved_losses, trained=folders, judge=judge, **self.places)
-        self.run.obtain(store, ready, work, ticks=len(self.groups), scoring=True)
+        work = partial(work, trained=folders, **self.places)
+        self.run.obtain(store, ready, work, ticks=len(own["groups"]), scoring=True)
         found: dict[str, list[Mapping[str, np.ndarray]]] = {}
         for piece, (name, _) in pieces.items():
             if store.find(piece):
@@ -192,9 +192,14 @@ def rows_of(found: Found, groups: Sequence[str], task: str) -> list[Row]:
     def joined(run: Mapping[str, np.ndarray], name: str) -> np.ndarray:
         return np.concatenate([run[f"{group}.{name}"] for group in groups])
 
-    base, rows = np.log(joined(found[NEEDED][0], "losses")), list[Row]()
-    measured = {LOSS: {n: [np.log(joined(run, "losses")) - base for run in runs]
-                       for n, runs in found.items() if n != NEEDED}}  # fmt: skip
+    measured, rows = dict[str, dict[str, list[np.ndarray]]](), list[Row]()
+    if NEEDED in found:
+        base = np.log(joined(found[NEEDED][0], "losses"))
+        measured[LOSS] = {
+            name: [np.log(joined(run, "losses")) - base for run in runs]
+            for name, runs in found.items()
+            if name != NEEDED
+        }
     for metric in (*OPENNESS, RIGHT):
         measured[metric] = {
             name: [joined(run, metric) for run in runs]
@@ -239,15 +244,19 @@ def retrieved_study(asked: Asked, world: World) -> None:
     rows, best = list[Row](), dict[bool, str]()
     for fewer in (False, True):
         comparison = Comparison(asked, world, fewer=fewer)
-        chosen = comparison.chosen()
+        chosen, groups = comparison.chosen(), [NEW] if fewer else list(TASKS)
         best[fewer] = best_rule(chosen)
-        pictured = () if fewer else (GATE, best[fewer], TOLD)
-        found = comparison.found(pictured, chosen)
+        found = comparison.found("losses", (NEEDED, TOLD, GATE, *chosen), chosen, groups=groups)
         if fewer:
             rows += rows_of(found, [NEW], UNSEEN)
             continue
-        rows += rows_of(found, ["test2", "test3"], BOTH)
+        rows += rows_of(found, COMBINED, BOTH)
         rows += [row for group, task in TASKS.items() for row in rows_of(found, [group], task)]
+    comparison = Comparison(asked, world, fewer=False)
+    pictures = comparison.found(
+        "pictures", (GATE, best[False], TOLD), comparison.chosen(), groups=COMBINED, sampler=SAMPLER
+    )
+    rows += rows_of(pictures, COMBINED, f"images of {BOTH}")
     row = value_in(rows, best[False], BOTH, LOSS, GATE)
     asked.run.finish(
         rows,

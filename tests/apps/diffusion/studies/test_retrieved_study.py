@@ -105,12 +105,14 @@ def test_the_study_from_a_library_to_its_scores(world, few, tmp_path, monkeypatc
     study.retrieved_study(Asked(run, (0, 1)), world)
     found = json.loads(run.scores.read_text())
     rows = {(r["method"], r["task"], r["metric"]): r for r in found["rows"] if r["versus"]}
-    assert {task for _, task, _ in rows} == {*study.TASKS.values(), study.BOTH, study.UNSEEN}
+    pictures = f"images of {study.BOTH}"
+    expected = {*study.TASKS.values(), study.BOTH, study.UNSEEN, pictures}
+    assert {task for _, task, _ in rows} == expected
     compared = {method for method, _, metric in rows if metric == study.LOSS}
     assert compared == {TOLD, *study.SPACES} - {study.CONSTANT}
     assert len(found["bars"]) == 7
     assert not any(FEWER in method for method, *_ in rows)
-    assert (TOLD, study.BOTH, study.RIGHT) in rows
+    assert (TOLD, pictures, study.RIGHT) in rows
     trained = {p.name for p in (run.folder / "gates").iterdir()}
     assert len(trained) == 4  # two seeds of both gates
 
