@@ -210,7 +210,7 @@ def retrieved_losses(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Return what `losses_of` returns of each of the ``groups`` of a piece, as ``group.name``."""
     note_trained(job, trained.get(piece.name))
-    found = {}
+    found = dict[str, Tensor]()
     for group in piece["groups"]:
         sets = sets_of(base_folder, encoder, files, group, "test")
         values = losses_of(sets, way_of(piece, trained), TIMES)
@@ -225,7 +225,8 @@ def retrieved_images(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Return how often shape and style are both right in images, as ``group.both_right`` (P,)."""
     note_trained(job, trained.get(piece.name))
-    found, network, way = {}, judge_of(judge), way_of(piece, trained)
+    found, network = dict[str, Tensor](), judge_of(judge)
+    way = way_of(piece, trained)
     for group in piece["groups"]:
         sets, right = sets_of(base_folder, encoder, files, group, "test"), []
         base, empty = sets.bench.base, sets.bench.empty()

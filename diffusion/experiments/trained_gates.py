@@ -249,8 +249,8 @@ def untrained(
         )
         if fusion.mode == "relevance":
             fusion.context = RelevanceGate(piece["threshold"], piece["width"], piece["encoder"])
-            for gate in fusion.gates.values():
-                torch.nn.init.constant_(gate.factors, piece["strength"])
+            for parameter in fusion.gates.parameters():
+                nn.init.constant_(parameter, piece["strength"])
         return fusion
     options = options_in(piece.settings, RIVAL_OPTIONS)
     return make_rival(piece.get("rival", piece.method), model, adapters, **options)

@@ -37,20 +37,21 @@ TRAINING: dict[str, Any] = {
 }  # how a relevance gate is trained, from the tuned soft threshold on
 
 TRIALS = 8
-STRENGTH, WEIGHT = {"strength": (0.5, 1.3)}, {"weight": (0.05, 1.3)}
+STRENGTH: Box = {"strength": (0.5, 1.3)}
+WEIGHT: Box = {"weight": (0.05, 1.3)}
 SOFT = "soft threshold"
 SPACES: dict[str, Box] = {
-    "largest gap": {"least": [1, 2], "most": [2, 3, 4]} | STRENGTH,
-    SOFT: {"threshold": (0.08, 0.4), "width": (0.01, 0.12)} | STRENGTH,
-    "absolute threshold": {"threshold": (0.08, 0.4)} | STRENGTH,
-    "relative threshold": {"share": (0.2, 0.9)} | STRENGTH,
+    "largest gap": {"least": [1, 2], "most": [2, 3, 4], **STRENGTH},
+    SOFT: {"threshold": (0.08, 0.4), "width": (0.01, 0.12), **STRENGTH},
+    "absolute threshold": {"threshold": (0.08, 0.4), **STRENGTH},
+    "relative threshold": {"share": (0.2, 0.9), **STRENGTH},
     "top-2": STRENGTH,
     "top-3": STRENGTH,
     "sum": {"strength": (0.05, 1.2)},
     "mean": {"strength": (0.3, 6.0)},
-    "ties": WEIGHT | {"density": (0.05, 0.9)},
-    "dare_linear": WEIGHT | {"density": (0.1, 1.0, 1.0)},
-    "svd": WEIGHT | {"rank": [4, 8, 16]},
+    "ties": {**WEIGHT, "density": (0.05, 0.9)},
+    "dare_linear": {**WEIGHT, "density": (0.1, 1.0, 1.0)},
+    "svd": {**WEIGHT, "rank": [4, 8, 16]},
     CONSTANT: {"strength": (0.05, 1.2)},
 }  # what is tuned of the rivals
 
@@ -98,9 +99,9 @@ class Comparison:
             ("tried_fewer", "retrieved_fewer") if fewer else ("tried", "retrieved")
         )
         encoder = load_encoder(folder).fingerprint
-        self.common = {"start": world.zoo_digest, "encoder": encoder}
+        self.common: dict[str, Any] = {"start": world.zoo_digest, "encoder": encoder}
         self.gates = self.run.store("gates", GatesForm())
-        self.places = {
+        self.places: dict[str, Any] = {
             "base_folder": world.base_folder, "files": world.zoo(0), "encoder": folder
         }  # fmt: skip
         constant = self.run.piece(CONSTANT, 0, start=world.zoo_digest, **GATES)
@@ -145,17 +146,20 @@ class Comparison:
             chosen: See `chosen`.
             own: Settings of the pieces.
         """
-        trained, pieces = self.trained(chosen[SOFT].setting), dict[Piece, tuple[str, Any]]()
+        trained, pieces = (
+            self.trained(chosen[SOFT].setting),
+            dict[Piece, tuple[str, Piece | None]](),
+        )
         for name in names:
             rule, fixed = FIXED.get(name, (name, {}))
             settings = fixed | dict(chosen[name].setting if name in chosen else {})
             for seed in self.seeds if name == GATE else (None,):
+                gate = None if seed is None else trained[seed]
                 piece = self.run.piece(
                     f"{name}{self.suffix}", seed, rule=rule, own=settings,
-                    gate=None if seed is None else trained[seed].fingerprint,
-                    **own, **self.common,
+                    gate=None if gate is None else gate.fingerprint, **own, **self.common,
                 )  # fmt: skip
-                pieces[piece] = name, trained.get(seed)
+                pieces[piece] = name, gate
         store = self.run.store(kind, Arrays())
         missing = store.missing(list(pieces))
         gates = [gate for _, gate in map(pieces.__getitem__, missing) if gate is not None]
