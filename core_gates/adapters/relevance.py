@@ -86,7 +86,7 @@ class RelevanceGate(nn.Module):
         learned: Tensor = GAIN * self.outer(units).squeeze(-1)
         return ((cosines - self.threshold) / self.width + learned).sigmoid()
 
-    def tell(self, openness: Tensor | None) -> None:
+    def set_openness(self, openness: Tensor | None) -> None:
         """Set how far adapters are open until the next call; with None the gate is not asked.
 
         Args:

@@ -30,7 +30,7 @@ from diffusion.rivals.registry import make_rival
 from harness.files.piece import Piece
 
 GATE, NEEDED, TOLD, CONSTANT = "relevance gate", "needed", "needed of the six", "constant gates"
-"""Ways that are no rule: the gate, the needed adapters alone, those of them that were retrieved,
+"""Ways without a rule: the gate, the needed adapters alone, those of them that were retrieved,
 and gates that ship, which are open for all."""
 
 TIMES, MOST = 8, 2  # times of a loss, and drawings of a combination
@@ -156,7 +156,7 @@ def applied(sets: Sets, way: Way, repeat: int = 1) -> Iterator[Applied]:
             held.suit(task.found)  # refuses a gate of another encoder
             gate = cast(RelevanceGate, held.context)
             value = way.opening(gate, task.found, pair)
-            gate.tell(way.settings.get("strength", 1.0) * value.repeat(repeat, 1))
+            gate.set_openness(way.settings.get("strength", 1.0) * value.repeat(repeat, 1))
             yield pair, task, held, value
 
 
@@ -167,7 +167,7 @@ def losses_of(sets: Sets, way: Way, times: int) -> dict[str, Tensor]:
     Returns:
         ``losses`` (P,), means over drawings; of rules and gates ``needed_open``, ``useless_open``
         and ``any_open`` (P,): the mean openness of needed and of other adapters, NaN where there
-        is none, and the share of captions with an adapter more than half open.
+        is none, and the fraction of captions with an adapter more than half open.
     """
     rows = []
     model, shift = sets.bench.base.transformer, sets.bench.base.shift

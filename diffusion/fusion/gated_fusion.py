@@ -242,7 +242,7 @@ class GatedFusion(Fusion, nn.Module):
         for name, factors in fitting.items():
             self._layers[name].set_adapters(factors)
         if isinstance(self.context, RelevanceGate):
-            self.context.tell(None)
+            self.context.set_openness(None)
         self._weigh()
 
     def set_strengths(self, strengths: Mapping[str, float]) -> None:
@@ -269,7 +269,7 @@ class GatedFusion(Fusion, nn.Module):
         if not isinstance(gate, RelevanceGate):
             raise GatesError(f"mode={self.mode!r} opens no adapters: give mode='relevance'")
         if found is None:
-            gate.tell(None)
+            gate.set_openness(None)
             return
         if found.names != tuple(self.adapters):
             raise GatesError(
@@ -281,7 +281,7 @@ class GatedFusion(Fusion, nn.Module):
                 f"the gate was trained for the encoder {gate.fingerprint}, found"
                 f" {found.encoder or 'an unknown one'}: index the library with that encoder"
             )
-        gate.tell(gate.openness(found.cosines, found.similarities))
+        gate.set_openness(gate.openness(found.cosines, found.similarities))
 
     def describe(
         self,

@@ -1,4 +1,4 @@
-"""Simple rules that say which of some retrieved adapters to open, by cosines alone."""
+"""Simple rules that open some of the retrieved adapters, by cosines alone."""
 
 from collections.abc import Callable
 
@@ -25,7 +25,7 @@ def absolute_threshold(cosines: Tensor, *, threshold: float) -> Tensor:
 
 
 def relative_threshold(cosines: Tensor, *, share: float) -> Tensor:
-    """Open those with at least a share of the best cosine."""
+    """Open those with at least a fraction of the best cosine."""
     return (cosines >= share * cosines.amax(-1, keepdim=True)).to(cosines)
 
 

@@ -87,10 +87,10 @@ def test_every_parameter_learns_after_the_first_step():
 def test_strengths_follow_the_expected_number_of_open_adapters(count, strength):
     gate, factors = RelevanceGate(), torch.tensor([[0.9], [0.7]])
     openness = torch.full((8,), count / 8)
-    gate.tell(openness)
+    gate.set_openness(openness)
     assert_close(gate.weights(factors), torch.tensor([strength]))
     assert_close(gate(factors), openness * strength)
-    gate.tell(None)
+    gate.set_openness(None)
     assert gate(factors) == 1.0
 
 
@@ -112,7 +112,7 @@ def test_a_layer_multiplies_before_the_second_factor_sample_by_sample(ranks, sha
     layer.context = gate
     layer.set_strengths([1.0, 0.5, 2.0])
     opened = torch.rand(4, 3, generator=torch.Generator().manual_seed(2))
-    gate.tell(opened)
+    gate.set_openness(opened)
     x = torch.randn(shape)
     strength = 0.9 - 0.3 * (opened.sum(1).clamp(1, 4) - 2)
     for sample in range(4):
@@ -121,7 +121,7 @@ def test_a_layer_multiplies_before_the_second_factor_sample_by_sample(ranks, sha
             weight = opened[sample, k] * strength[sample] * (1.0, 0.5, 2.0)[k]
             expected = expected + 0.5 * weight * (x[sample] @ adapter.down.T @ adapter.up.T)
         assert_close(layer(x)[sample], expected)
-    gate.tell(opened[0])
+    gate.set_openness(opened[0])
     assert_close(layer(x)[0], layer(x[:1])[0])
     closed = layer.gate_values(x)
     on = [k for k, rank in enumerate(ranks) if rank]
@@ -133,7 +133,7 @@ def test_adapters_with_magnitudes_are_opened_too():
     layer = GatedLoraLinear(base, adapters(magnitude=True), gate=OpenGate(7, kinds=1))
     layer.context, x = gate, torch.randn(2, 4, 5)
     whole = layer(x) - base(x)
-    gate.tell(torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
+    gate.set_openness(torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
     assert_close(layer(x), torch.stack([base(x[0]) + whole[0], base(x[1])]), rtol=1e-5, atol=1e-5)
 
 
@@ -141,7 +141,7 @@ def test_gradients_reach_gate_and_strengths_through_a_layer():
     gate, (cosines, similarities) = trained(width=0.3).float(), drawn(3, samples=4)
     layer = GatedLoraLinear(nn.Linear(5, 7), adapters(), gate=OpenGate(7, kinds=1))
     layer.context = gate
-    gate.tell(gate.openness(cosines, similarities))
+    gate.set_openness(gate.openness(cosines, similarities))
     layer(torch.randn(4, 2, 5)).square().sum().backward()
     for parameter in (*gate.parameters(), layer.gate.factors):
         assert parameter.grad.abs().sum() > 0
