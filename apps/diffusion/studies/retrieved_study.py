@@ -256,11 +256,11 @@ def retrieved_study(asked: Asked, world: World) -> None:
             continue
         rows += rows_of(found, COMBINED, BOTH)
         rows += [row for group, task in TASKS.items() for row in rows_of(found, [group], task)]
-    comparison = Comparison(asked, world, fewer=False)
-    pictures = comparison.found(
-        "pictures", (GATE, best[False], TOLD), comparison.chosen(), groups=COMBINED, sampler=SAMPLER
-    )
-    rows += rows_of(pictures, COMBINED, f"images of {BOTH}")
+    if not asked.run.quick:  # which has neither a gate nor a judge
+        comparison = Comparison(asked, world, fewer=False)
+        shown, chosen = (GATE, best[False], TOLD), comparison.chosen()
+        pictures = comparison.found("pictures", shown, chosen, groups=COMBINED, sampler=SAMPLER)
+        rows += rows_of(pictures, COMBINED, f"images of {BOTH}")
     row = value_in(rows, best[False], BOTH, LOSS, GATE)
     asked.run.finish(
         rows,
