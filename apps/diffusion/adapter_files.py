@@ -145,7 +145,8 @@ def strengths_of(text: str, names: Sequence[str], option: str = "--weights") -> 
         if name not in names:
             close = get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-            raise GatesError(f"{option} names {name!r}, which is none of the adapters ({hint})")
+            what = "blocks" if option == "--blocks" else "adapters"
+            raise GatesError(f"{option} names {name!r}, which is none of the {what} ({hint})")
         if name in strengths:
             raise GatesError(f"{option} names {name!r} twice: name it once")
         strengths[name] = _number(number, name, option) if colon else 1.0

@@ -31,6 +31,7 @@ FUNCTIONS = {
     "search": FunctionVerb("apps.diffusion.search:search", "prompt"),
     "inspect": FunctionVerb("apps.diffusion.inspect:inspect", "paths"),
     "convert": FunctionVerb("apps.diffusion.merge:convert", ("file", "output")),
+    "resize": FunctionVerb("apps.diffusion.merge:resize", ("file", "output")),
     "merge": FunctionVerb("apps.diffusion.merge:merge", "files"),
 }  # verbs without a Trainer, each imported only when it is called
 STUDIES = {

@@ -18,6 +18,7 @@ from diffusion.lora_file.container import clean
 from diffusion.lora_file.family import FAMILIES
 from diffusion.lora_file.inspection import LARGEST, Contents, examine
 from diffusion.lora_file.mapping_report import Dialect
+from diffusion.lora_file.names import UNETS
 from diffusion.lora_file.reading import Base
 from diffusion.lora_file.writing import text_encoders
 from harness.files import require_apart, require_free, write_json
@@ -58,12 +59,12 @@ def answer(path: Path, contents: Contents) -> Answer:
     layers, named = contents.layers, " and ".join(contents.text_encoders)
     faults = {
         Answer("family", f"it is an adapter for {OTHERS.format(contents.family)}"): contents.family
-        not in FAMILIES,
+        not in (*FAMILIES, "unknown"),
         Answer("text", f"it changes {named} alone: the image model stays as it is"): not layers
         and named,
         Answer(
             "nothing", "none of its tensors has the name of a layer of FLUX.1 or SD3"
-        ): not layers,
+        ): not layers or contents.family == "unknown",
         Answer(
             "broken",
             "it holds NaN, infinity or changes beyond float32: images turn black; get the file"
@@ -151,7 +152,7 @@ def show_notes(console: Console, left_out: Mapping[str, str], notes: Iterable[st
 def facts(contents: Contents) -> dict[str, str]:
     """Return a LoRA file's format, base, rank and size as text, by label."""
     described, layers = contents.description, contents.layers.values()
-    parts = [f"{len(layers)} of the transformer"]
+    parts = [f"{len(layers)} of the {'U-Net' if contents.family in UNETS else 'transformer'}"]
     parts += [f"{len(layers)} of {name}" for name, layers in contents.text_encoders.items()]
     dora = sum(layer.dora for layer in layers)
     held = ", ".join(parts) + (f"; {dora} are DoRA" if dora else "")

@@ -1,4 +1,4 @@
-"""``gates diffusion convert`` and ``merge``: files of adapters in other formats, or made one."""
+"""``gates diffusion convert``, ``resize`` and ``merge``: files of adapters made others, or one."""
 
 import dataclasses
 import json
@@ -28,6 +28,7 @@ from apps.diffusion.inspect import dialects, plain_console, show_notes
 from core_gates.errors import GatesError
 from diffusion.fusion.protocol import one_family
 from diffusion.lora_file import LoraBundle, load_lora
+from diffusion.lora_file.bundle import PARTS, weighed
 from diffusion.lora_file.container import clean
 from diffusion.lora_file.dialects import Style, kept_metadata, refuse_unlike, style_of
 from diffusion.lora_file.family import FAMILIES
@@ -74,6 +75,39 @@ def convert(
     _print_mapping(console, source, bundle)
     kept = storable(console, bundle, to, lenient=lenient)
     write(console, shrunk(console, kept, to, rank, energy), target, to, dtype)
+
+
+def resize(
+    file: str,
+    output: str,
+    rank: int | None = None,
+    energy: float | None = None,
+    dtype: Numbers | None = None,
+    overwrite_output: bool = False,
+) -> None:
+    """Write the adapter in FILE, for any model, as OUTPUT with lower ranks.
+
+    The best approximation of each change is written; dialect and metadata stay.
+
+    Args:
+        file: Adapter that is read, a .safetensors file or a folder of PEFT.
+        output: File that is written; a folder if FILE is one.
+        rank: Components per layer that are kept at most.
+        energy: Fraction of the squared norm of each change that is kept at least, in (0, 1].
+        dtype: Numbers of the output; by default those of the file, where they are exact.
+        overwrite_output: Replace the output if it exists.
+    """
+    source, target = Path(file), Path(output)
+    if not source.exists():
+        raise GatesError(f"{source} does not exist: name a .safetensors file or a folder of PEFT")
+    if rank is None and energy is None:
+        raise GatesError("nothing says how far to shrink: give --rank or --energy")
+    folder: Format | None = "peft" if source.is_dir() else None
+    require_place(target, folder, overwrite=overwrite_output, option="OUTPUT")
+    require_apart(target, [source], "OUTPUT")
+    adapters = {source.name: load_lora(source, any_family=True)}
+    to, console = _written_as(adapters, folder), plain_console()
+    write(console, shrunk(console, adapters[source.name], to, rank, energy), target, to, dtype)
 
 
 def _print_mapping(console: Console, source: Path, bundle: LoraBundle) -> None:
@@ -261,14 +295,14 @@ def merge(
     prompts: str | None = None,
     steps: int = 20,
     roles: str | None = None,
+    blocks: str | None = None,
     lenient: bool = False,
     overwrite_output: bool = False,
 ) -> None:
     """Make one adapter of FILES, which any program loads like one of them.
 
-    FILES are .safetensors files in any dialect, or folders of PEFT, of one family of models, also
-    of one that is not known; the stem of a file is the name of its adapter, NAME=PATH gives it
-    another.
+    FILES are .safetensors files, or folders of PEFT, of one family of models, known or not; the
+    stem of a file is the name of its adapter, NAME=PATH gives it another.
 
     Args:
         files: Adapters that are merged, each as PATH or NAME=PATH.
@@ -289,8 +323,8 @@ def merge(
         gates: File of trained gates, for baked, which runs them in the base, or of strengths.
         prompts: Prompts on which baked observes the gates, divided by semicolons.
         steps: Denoising steps of each prompt of baked.
-        roles: What adapters are for, for baked and strengths, such as a:subject,b:style; by
-            default the tags of their files decide.
+        roles: What adapters are for, such as a:subject,b:style; by default their tags decide.
+        blocks: Factors of parts of the model: in:1,mid:.5,out:.8, double, single or joint.
         lenient: Leave out what cannot be used, merged or written, and list it.
         overwrite_output: Replace the output if it exists.
     """
@@ -302,7 +336,7 @@ def merge(
         tuple(filter(None, map(str.strip, (prompts or "").split(";")))), steps, roles_in(roles),
     )  # fmt: skip
     first: Format | None = "peft" if next(iter(places.values())).is_dir() else None
-    form = Form(Path(output), to or first, energy, dtype, lenient)
+    form = Form(Path(output), to or first, energy, dtype, lenient, blocks)
     _check(places, settings, form, overwrite=overwrite_output)
     _merge(plain_console(), places, base_of(base), settings, form)
 
@@ -316,6 +350,7 @@ class Form(NamedTuple):
         energy: Fraction of the squared norm of each change that is kept at least; all if None.
         dtype: Its numbers.
         lenient: Whether what cannot be merged or written is left out.
+        blocks: Factors of parts of the model, as text.
     """
 
     path: Path
@@ -323,6 +358,7 @@ class Form(NamedTuple):
     energy: float | None
     dtype: Numbers | None
     lenient: bool
+    blocks: str | None = None
 
 
 def _check(places: Mapping[str, Path], settings: Settings, form: Form, *, overwrite: bool) -> None:
@@ -368,21 +404,9 @@ def _merge(
                 " leave them out"
             )
         console.print(escape(f"left out: {what}: {method} cannot merge them"))
-    if settings.gates:
-        from diffusion.fusion.baking import depends_on_roles
-        from diffusion.fusion.gates_file import SWITCH, load_trained
-
-        if any(SWITCH in name for name in load_trained(settings.gates)):
-            console.print(
-                escape(f"left out: the switch of {settings.gates}: a file cannot see prompts"),
-                soft_wrap=True,
-            )
-        settings = settings._replace(
-            roles=roles_of(
-                adapters, settings.roles, lambda: None, ask=depends_on_roles(settings.gates)
-            )
-        )
-    whole = storable(console, merged(adapters, settings), to, lenient=form.lenient)
+    settings = _with_roles(console, adapters, settings)
+    whole = _with_blocks(merged(adapters, settings), form.blocks)
+    whole = storable(console, whole, to, lenient=form.lenient)
     if method == "svd" and rank is None and form.energy is None:
         rank = max(r for bundle in adapters.values() for r in bundle.ranks().values())
     small = shrunk(console, whole, to, rank, form.energy)
@@ -390,9 +414,41 @@ def _merge(
     console.print(_norms(adapters, strengths, small))
     storages = {bundle.storage for bundle in adapters.values()}
     storage = storages.pop() if len(storages) == 1 else whole.storage
-    record = settings.record(strengths=strengths, rank=rank, energy=form.energy)
+    more = {"rank": rank, "energy": form.energy, "blocks": form.blocks}
+    record = settings.record(strengths=strengths, **more)
     result = dataclasses.replace(small, metadata=_metadata(adapters, record), storage=storage)
     write(console, result, form.path, to, form.dtype)
+
+
+def _with_roles(
+    console: Console, adapters: Mapping[str, LoraBundle], settings: Settings
+) -> Settings:
+    """Return settings with the roles of all adapters where gates are used."""
+    if settings.gates is None:
+        return settings
+    from diffusion.fusion.baking import depends_on_roles
+    from diffusion.fusion.gates_file import SWITCH, load_trained
+
+    if any(SWITCH in name for name in load_trained(settings.gates)):
+        console.print(
+            escape(f"left out: the switch of {settings.gates}: a file cannot see prompts"),
+            soft_wrap=True,
+        )
+    ask = depends_on_roles(settings.gates)
+    return settings._replace(roles=roles_of(adapters, settings.roles, lambda: None, ask=ask))
+
+
+def _with_blocks(bundle: LoraBundle, text: str | None) -> LoraBundle:
+    """Return an adapter with the factors of ``--blocks``.
+
+    Raises:
+        GatesError: The blocks of the family are not known, or one is none of them.
+    """
+    if text is None:
+        return bundle
+    if bundle.family not in PARTS:
+        raise GatesError(f"the blocks of {bundle.family} are not known: leave --blocks out")
+    return weighed(bundle, strengths_of(text, [*PARTS[bundle.family]], "--blocks"))
 
 
 def _written_as(adapters: Mapping[str, LoraBundle], to: Format | None) -> str | Style:

@@ -15,6 +15,7 @@ from diffusion.lora_file.container import LoraFileError
 from diffusion.lora_file.factors import Factors, Sizes
 from diffusion.lora_file.family import FAMILIES, Placed, index_of
 from diffusion.lora_file.mapping_report import MappingReport
+from diffusion.lora_file.names import UNETS
 
 
 class Values(NamedTuple):
@@ -324,6 +325,35 @@ class Shrunk(NamedTuple):
 
     factors: Factors
     error: float
+
+
+PARTS = {
+    "flux": {"double": "transformer_blocks", "single": "single_transformer_blocks"},
+    "sd3": {"joint": "transformer_blocks"},
+    **{unet: {"in": "down_blocks", "mid": "mid_block", "out": "up_blocks"} for unet in UNETS},
+}
+"""Parts of the models of a family, and what the names of their layers begin with."""
+
+
+def weighed(bundle: LoraBundle, weights: Mapping[str, float]) -> LoraBundle:
+    """Return an adapter whose changes are multiplied by a factor for each part of the model.
+
+    Args:
+        bundle: An adapter.
+        weights: Keys of `PARTS` of its family to factors; layers of no part stay as they are, and
+            those with the factor 0 are left out.
+    """
+    starts = {f"{PARTS[bundle.family][part]}.": factor for part, factor in weights.items()}
+    factors = {
+        name: next((f for start, f in starts.items() if name.startswith(start)), 1.0)
+        for name in bundle.modules
+    }
+    modules = {
+        name: one._replace(scale=factors[name] * one.scale)
+        for name, one in bundle.modules.items()
+        if factors[name]
+    }
+    return dataclasses.replace(bundle, modules=modules)
 
 
 def shrink(factors: Factors, rank: int | None = None, energy: float | None = None) -> Shrunk:

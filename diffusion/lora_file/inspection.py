@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffusion.lora_file.bundle import LoraBundle
-from diffusion.lora_file.container import LIMITS, FamilyError, Limits, SafetensorsFile, clean
+from diffusion.lora_file.container import LIMITS, Limits, SafetensorsFile, clean
 from diffusion.lora_file.factors import Factors
-from diffusion.lora_file.family import index_of
+from diffusion.lora_file.family import FAMILIES
 from diffusion.lora_file.mapping_report import Dialect, Verdict, verdicts
 from diffusion.lora_file.reading import Base, load_lora, recognize_file
 from diffusion.lora_file.scales import locate
@@ -20,12 +20,13 @@ OUTSIDE = "outside of the blocks"
 LARGEST = 3.4028234663852886e38  # of float32, which the ‖ΔW‖ of a layer must not exceed
 
 
+_BLOCK = re.compile(r"mid_block|.*?(?:blocks|layers|block)[._]\d+(?=[._])")
+
+
 def block_of(name: str) -> str:
     """Return the block that a layer belongs to, such as ``transformer_blocks.3``."""
-    if index_of(name) is None:
-        return OUTSIDE
-    kind, number, _ = name.split(".", 2)
-    return f"{kind}.{number}"
+    match = _BLOCK.match(name)
+    return match[0] if match else OUTSIDE
 
 
 def blocks_of(names: Mapping[str, object]) -> dict[str, list[str]]:
@@ -61,9 +62,12 @@ def relative_errors(errors: Mapping[str, float], norms: Mapping[str, float]) -> 
 
 
 def _place(block: str) -> tuple[int, int]:
-    """Sort double blocks before single ones, and both before the layers outside."""
-    kind, _, number = block.partition(".")
-    return (2, 0) if block == OUTSIDE else (int(kind.startswith("single")), int(number))
+    """Sort by the order of the model; what lies outside comes last."""
+    kind, number = block.partition(".")[0], re.search(r"\d+$", block)
+    return _LATER.get(kind, 0), int(number[0]) if number else 0
+
+
+_LATER = {"single_transformer_blocks": 1, "mid_block": 1, "up_blocks": 2, OUTSIDE: 3}
 
 
 _TITLES = ("modelspec.title", "ss_output_name", "name")
@@ -217,7 +221,7 @@ class Contents(NamedTuple):
         evidence: What the family was concluded from.
         storage: Dtype of most factors.
         dialects: Of the tensors of the transformer, the most frequent first.
-        layers: diffusers name to what is done to it; empty if the family cannot be read.
+        layers: diffusers name, or that in the file, to what is done to it.
         text_encoders: Such as ``text_encoder`` to its layers.
         description: What the metadata tell.
         odd: What is unusual, one short sentence each.
@@ -294,7 +298,7 @@ class Contents(NamedTuple):
 def examine(
     path: str | Path, base: Base | None = None, *, hashes: bool = True, limits: Limits = LIMITS
 ) -> Contents:
-    """Examine a file. It may be of a family that cannot be read: then its layers are unknown.
+    """Examine a file of any family.
 
     Args:
         path: A ``.safetensors`` file, or a folder as PEFT writes it.
@@ -322,12 +326,7 @@ def examine(
         describe(file.metadata),
         odd=_altered(file.metadata, tensors_sha256),
     )
-    try:
-        bundle = load_lora(path, base, strict=False, limits=limits)
-    except FamilyError:
-        if base is not None:
-            raise
-        return contents
+    bundle = load_lora(path, base, strict=False, limits=limits, any_family=True)
     return _read(contents, bundle)
 
 
@@ -351,7 +350,7 @@ def _read(contents: Contents, bundle: LoraBundle) -> Contents:
         text_encoders=encoders,
         odd=tuple(odd),
         left_out={fate.key: fate.reason for fate in report.unused},
-        verdicts=tuple(verdicts(report)),
+        verdicts=tuple(verdicts(report)) if bundle.family in FAMILIES else (),
     )
 
 

@@ -173,7 +173,58 @@ def test_a_core_of_locon_is_folded_into_the_kernel(merged):
     assert worst(changes(merged([plain, cored])), wanted) <= 1e-6
 
 
+def test_lower_ranks_are_the_best_approximation_for_every_family(gates):
+    for family in ("sd1", "sdxl peft", "flux", "wan"):
+        tensors = drawn(family, 0, ranks=(3, 4))
+        save_file(tensors, "a.safetensors", {"mark": "a"})
+        for words in (("--rank", 2), ("--energy", 0.8)):
+            gates("resize", "a.safetensors", "b.safetensors", *words, "--overwrite_output")
+            small, whole = changes(load_file("b.safetensors")), changes(tensors)
+            for layer, change in whole.items():
+                squares = torch.linalg.svdvals(change).square()
+                kept = (squares.cumsum(0) < 0.8 * squares.sum()).sum() + 1
+                best = squares[2 if "--rank" in words else kept :].sum().sqrt()
+                error = (small[layer] - change).norm()
+                assert abs(error - best) <= 1e-5 * change.norm(), layer
+            with safe_open("b.safetensors", "pt") as file:
+                assert file.metadata()["mark"] == "a"
+
+
+def test_the_blocks_of_every_family_are_shown_with_rank_and_norm(gates, tmp_path):
+    save_file(drawn("sd1", 0), "a.safetensors")
+    save_file(drawn("wan", 0), "b.safetensors")
+    printed = gates("inspect", "a.safetensors")
+    assert "4 of the U-Net, 1 of text_encoder" in printed
+    blocks = [line.split("│")[1].strip() for line in printed.splitlines() if "_block" in line]
+    assert blocks == ["down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.3"]
+    gates("inspect", "a.safetensors", "b.safetensors", "--json", "found.json")
+    one, two = json.loads((tmp_path / "found.json").read_text())["files"]
+    found = changes(load_file("a.safetensors"))["lora_unet_up_blocks_3_resnets_1_conv1"]
+    assert one["norms"]["up_blocks.3"] == pytest.approx(float(found.norm()), rel=1e-5)
+    assert [*two["norms"]] == ["blocks.0", "blocks.11"]
+    assert two["layers"]["blocks.11.ffn.0"]["rank"] == 3
+
+
+def test_blocks_have_factors(merged):
+    files = [drawn("sd1", 0), drawn("sd1", 1)]
+    whole = total(files, (1, 1))
+    found = changes(merged(files, "--blocks", "in:2,mid:0,out:.5"))
+    factors = {"lora_unet_down": 2, "lora_unet_up_b": 0.5, "lora_te_text_m": 1}
+    wanted = {n: factors[n[:14]] * c for n, c in whole.items() if n[:14] in factors}
+    assert worst(found, wanted) <= 1e-6
+
+
 FAULTS = {
+    "unknown block": (
+        [drawn("sd1", 0), drawn("sd1", 0)], "--blocks names 'inn', which is none of the blocks",
+        "--blocks=inn:1",
+    ),
+    "blocks of a family that is not known": (
+        [drawn("wan", 0), drawn("wan", 0)], "the blocks of wan are not known", "--blocks=in:1"
+    ),
+    "rank 0": ([drawn("sd1", 0)] * 2, "--rank is 0", "--method=svd", "--rank=0"),
+    "energy 0": ([drawn("sd1", 0)] * 2, "--energy is 0.0", "--method=svd", "--energy=0"),
+    "energy above 1": ([drawn("sd1", 0)] * 2, "--energy is 2.0", "--method=svd", "--energy=2"),
     "different bases": ([drawn("sd1", 0), drawn("sdxl", 0)], "'a' for sd1, 'b' for sdxl"),
     "a factor without its partner": (
         [drawn("sd1", 0), {k: t for k, t in drawn("sd1", 0).items() if "conv1.lora_up" not in k}],

@@ -51,6 +51,10 @@ def convert(source, *words, output="out.safetensors"):
     return ("diffusion", "convert", source, output, *words)
 
 
+def resize(source, *words, output="out.safetensors"):
+    return ("diffusion", "resize", source, output, *words)
+
+
 def inspect(*words):
     return ("diffusion", "inspect", *words)
 
@@ -190,6 +194,13 @@ FAULTS = {
         inspect(GOOD, "--json", GOOD, "--overwrite_output"),
         "choose another --json",
     ),
+    "no rank": (resize(GOOD), "nothing says how far to shrink: give --rank or --energy"),
+    "resized to rank 0": (resize(GOOD, "--rank", "0"), "--rank is 0, expected 1 or more"),
+    "resized to energy 2": (resize(GOOD, "--energy", "2"), "--energy is 2.0, expected a fraction"),
+    "resized is the input": (
+        resize(GOOD, "--rank", "1", "--overwrite_output", output=GOOD),
+        "is the output",
+    ),
     # Merges.
     "one file": (merge(files=(GOOD,)), "one file is nothing to merge"),
     "missing file of a merge": (
@@ -250,7 +261,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("verb", ["inspect", "convert", "merge", "inspekt"])
+@pytest.mark.parametrize("verb", ["inspect", "convert", "resize", "merge", "inspekt"])
 def test_faulty_inputs(verb, faulty_inputs, samples, tmp_path):
     chosen = {name: fault for name, fault in FAULTS.items() if fault[0][1] == verb}
     faulty_inputs(chosen, folder=tmp_path)
