@@ -270,6 +270,7 @@ def laid_out(bundle: LoraBundle, style: Style) -> Layout:
     """
     tensors: dict[str, Tensor] = {}
     exact, metadata = set(), kept_metadata(bundle.metadata)
+    usual = most_common(bundle.ranks().values() or [1])  # diffusers takes one α for a U-Net
     for component, modules in {TRANSFORMER: bundle.modules, **bundle.text_encoders}.items():
         naming = style.networks.get(component)
         if naming is None:
@@ -285,7 +286,10 @@ def laid_out(bundle: LoraBundle, style: Style) -> Layout:
             tensors[f"{name}.{naming.down}"] = down
             tensors[f"{name}.{up_name}"] = up if style.alpha else factors.scale * up
             if style.alpha:
-                tensors[f"{name}.alpha"] = torch.tensor(alpha_of(factors), dtype=torch.float32)
+                alpha = alpha_of(factors)
+                if bundle.family in UNETS:
+                    tensors[f"{name}.{up_name}"], alpha = alpha / usual * up, usual
+                tensors[f"{name}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
                 exact.add(f"{name}.alpha")
             if factors.magnitude is not None:
                 tensors[f"{name}.dora_scale"] = factors.magnitude
