@@ -43,10 +43,11 @@ def loss_figure(rows: Mapping[Any, Sequence[Row]]) -> Figure:
         marked = zip(MARKERS.values(), of, strict=False)
         title = f"{length:,} tokens: " + ", ".join(f"{m} {part:.0%}" for m, part in marked)
         dress(axes, title=title, x="CPU seconds", y="" if number else "nats over dense")
-    names = dict(zip(*reversed(figure.axes[-1].get_legend_handles_labels()), strict=True))
+    points, labels = figure.axes[0].get_legend_handles_labels()
+    names = [*dict.fromkeys(labels)]  # of the points of the first fraction
     figure.axes[-1].legend(
-        names.values(), names, loc="upper left", bbox_to_anchor=(1.03, 1.0), frameon=False,
-        fontsize=TEXT_SIZE,
+        [points[labels.index(name)] for name in names], names, loc="upper left",
+        bbox_to_anchor=(1.03, 1.0), frameon=False, fontsize=TEXT_SIZE,
     )  # fmt: skip
     head(figure, "Loss over seconds of prompts", "dashed: the model as it comes, which reads all")
     return figure
