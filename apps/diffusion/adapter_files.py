@@ -16,7 +16,8 @@ from rich.table import Table
 from core_gates.errors import GatesError
 from diffusion.fusion.protocol import ROLES, role_of, with_roles
 from diffusion.lora_file import LoraBundle, save_lora, shrink_bundle
-from diffusion.lora_file.dialects import Style, program_style
+from diffusion.lora_file.container import FormatError
+from diffusion.lora_file.dialects import Style, laid_out, program_style
 from diffusion.lora_file.family import FAMILIES
 from diffusion.lora_file.inspection import block_of, relative_errors
 from diffusion.lora_file.reading import Base
@@ -281,6 +282,18 @@ def shrunk(
         table.add_row(block, *cells, f"{error:.2e}" if error else "0")
     console.print(table)
     return small
+
+
+def with_names(console: Console, bundle: LoraBundle, to: str | Style) -> str | Style:
+    """Return the format, or ``diffusers`` where the dialect of the first file lacks a name."""
+    if isinstance(to, Style) and bundle.family in FAMILIES:
+        try:
+            laid_out(bundle, to)
+        except FormatError as error:
+            why = str(error).removesuffix("; choose another format")
+            console.print(escape(f"written for diffusers: {why}"), soft_wrap=True)
+            return "diffusers"
+    return to
 
 
 def storable(console: Console, bundle: LoraBundle, to: str | Style, *, lenient: bool) -> LoraBundle:

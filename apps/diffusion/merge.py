@@ -22,6 +22,7 @@ from apps.diffusion.adapter_files import (
     shrunk,
     storable,
     strengths_of,
+    with_names,
     write,
 )
 from apps.diffusion.inspect import dialects, plain_console, show_notes
@@ -316,7 +317,8 @@ def merge(
         rank: Components per layer that are kept at most; the largest of the files for svd.
         energy: Fraction of the squared norm of each change that is kept at least, in (0, 1].
         seed: Seed of the entries that DARE drops, and of the images of baked.
-        to: Format of the output, for FLUX.1 and SD3; by default that of the first file.
+        to: Format of the output, for FLUX.1 and SD3; by default that of the first file,
+            or of diffusers where it has no name for a layer.
         dtype: Numbers of the output; by default those of the files, where they are exact.
         base: What the files are for: flux, sd3 or a folder of diffusers, whose layers they must
             fit; by default each file decides.
@@ -406,6 +408,7 @@ def _merge(
         console.print(escape(f"left out: {what}: {method} cannot merge them"))
     settings = _with_roles(console, adapters, settings)
     whole = _with_blocks(merged(adapters, settings), form.blocks)
+    to = with_names(console, whole, to)
     whole = storable(console, whole, to, lenient=form.lenient)
     if method == "svd" and rank is None and form.energy is None:
         rank = max(r for bundle in adapters.values() for r in bundle.ranks().values())

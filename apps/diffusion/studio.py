@@ -138,7 +138,7 @@ def reason(match: Match | None, shared: Sequence[str]) -> str:
     return "; ".join(parts)
 
 
-GATED, SUM, STRENGTHS = get_args(Mode)
+GATED, SUM, STRENGTHS, _ = get_args(Mode)
 RIVAL_MODES = tuple(
     name
     for name, rival in RIVALS.items()

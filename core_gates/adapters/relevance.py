@@ -32,6 +32,8 @@ class RelevanceGate(nn.Module):
         threshold: Cosine at which an adapter is half open at the start.
         width: Of the soft threshold, in cosines.
         fingerprint: 16 hexadecimal digits of what embeds adapters; empty if unknown.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
 
     Attributes:
         version: Rises whenever other adapters or captions are told.
@@ -44,21 +46,40 @@ class RelevanceGate(nn.Module):
     width: Tensor
     embedder: Tensor
 
-    def __init__(self, threshold: float = 0.2, width: float = 0.05, fingerprint: str = "") -> None:
+    def __init__(
+        self,
+        threshold: float = 0.2,
+        width: float = 0.05,
+        fingerprint: str = "",
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         if not width > 0:
             raise ValueError(f"width is {width}, expected a positive number")
         digits = list(bytes.fromhex(fingerprint or "00" * 8))
         if len(digits) != 8:
             raise ValueError(f"fingerprint is {fingerprint!r}, expected 16 hexadecimal digits")
-        self.register_buffer("threshold", torch.tensor(threshold))
-        self.register_buffer("width", torch.tensor(width))
-        self.register_buffer("embedder", torch.tensor(digits, dtype=torch.int64))
-        self.inner, self.outer = nn.Linear(FEATURES, HIDDEN), nn.Linear(HIDDEN, 1)
-        nn.init.zeros_(self.outer.weight)
-        nn.init.zeros_(self.outer.bias)
+        self._start = {"threshold": threshold, "width": width, "embedder": digits}
+        for name in ("threshold", "width"):
+            self.register_buffer(name, torch.empty((), device=device, dtype=dtype))
+        self.register_buffer("embedder", torch.empty(8, device=device, dtype=torch.int64))
+        self.inner = nn.Linear(FEATURES, HIDDEN, device=device, dtype=dtype)
+        self.outer = nn.Linear(HIDDEN, 1, device=device, dtype=dtype)
         self.version = 0
         self._open: Tensor | None = None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the gate to the soft threshold that it was built as."""
+        with torch.no_grad():
+            for name, value in self._start.items():
+                buffer = self.get_buffer(name)
+                buffer.copy_(torch.tensor(value, dtype=buffer.dtype))
+        self.inner.reset_parameters()
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
 
     @property
     def fingerprint(self) -> str:

@@ -79,6 +79,7 @@ MODULES = {
     "SelfGate": lambda **o: features.SelfGate(D, 2, **o),
     "GatedLoraLinear": lambda **o: adapters.GatedLoraLinear(layer(**o), **o),
     "LoraGate": lambda **o: adapters.LoraGate(D, time="film", **o),
+    "RelevanceGate": lambda **o: adapters.RelevanceGate(**o),
     "SoftThreshold": lambda **o: adapters.SoftThreshold(D, **o),
     "SparseLoraLinear": lambda **o: adapters.SparseLoraLinear(layer(**o), D, **o),
     "SparseLowRank": lambda **o: adapters.SparseLowRank(D, H, D, **o),
