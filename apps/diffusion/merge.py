@@ -317,8 +317,7 @@ def merge(
         rank: Components per layer that are kept at most; the largest of the files for svd.
         energy: Fraction of the squared norm of each change that is kept at least, in (0, 1].
         seed: Seed of the entries that DARE drops, and of the images of baked.
-        to: Format of the output, for FLUX.1 and SD3; by default that of the first file,
-            or of diffusers where it has no name for a layer.
+        to: Format of the output, for FLUX.1 and SD3; by default that of the first file.
         dtype: Numbers of the output; by default those of the files, where they are exact.
         base: What the files are for: flux, sd3 or a folder of diffusers, whose layers they must
             fit; by default each file decides.
