@@ -198,7 +198,7 @@ def trial(
     sets = sets_of(base_folder, encoder, files, piece["group"], "gate")
     some = sets._replace(group=sets.group[::TRIED_EACH], tasks=sets.tasks[::TRIED_EACH])
     own = dict(piece.get("fixed") or {}) | {name: piece[name] for name in piece["tuned"]}
-    way = Way(piece["rule"], own, trained.get(CONSTANT))
+    way = Way(piece["rule"], own, trained.get(piece["rule"]))
     score = float(losses_of(some, way, TRIED_TIMES)["losses"].log().mean())
     job.tick()
     return {"score": score}
