@@ -189,14 +189,16 @@ class GateStudy:
         run, gates = self.run, self.gates
         weights, scores = run.store(WEIGHTS, Arrays()), run.store(SCORES, Arrays())
         wanted = [piece for name in gates for piece in self.pieces(name)]
+        unscored = scores.missing(wanted)  # the others need no decoder
         trained = run.obtain(
-            weights, wanted, partial(train_gated, places=self.places),
+            weights, unscored, partial(train_gated, places=self.places),
             ticks=max(1, run.settings.get("trainer.max_steps") or 0), unit="steps",
             leave_out=not train,
         )  # fmt: skip
         work = score_sparse if TRAINED.keys() & {*gates} else score_gated
         run.obtain(scores, trained, partial(work, places=self.places, weights=weights))
-        rows = self._rows(scores_by_method(scores, {n: self.pieces(n) for n in gates}, trained))
+        scored = [piece for piece in wanted if piece not in unscored] + trained
+        rows = self._rows(scores_by_method(scores, {n: self.pieces(n) for n in gates}, scored))
         said = [sentence(row) for row in rows if row.versus and row.metric == METRIC]
         note = NOTE if work is score_gated else READ_BY_BLOCKS
         notes = [note.format(context=self.data.context), self._sizes()]
@@ -234,12 +236,12 @@ class GateStudy:
 
 
 def scores_by_method(
-    scores: Store[Any], wanted: Mapping[str, Sequence[Piece]], trained: Sequence[Piece]
+    scores: Store[Any], wanted: Mapping[str, Sequence[Piece]], scored: Sequence[Piece]
 ) -> dict[str, list[Any]]:
     """Return what has been measured, a mapping for each seed, by gate, and by reading if any."""
     found: dict[str, list[Any]] = {}
     for name, pieces in wanted.items():
-        every = [scores.load(piece) for piece in pieces if piece in trained]
+        every = [scores.load(piece) for piece in pieces if piece in scored]
         readings = dict.fromkeys(key.rpartition("/")[0] for key in (every or [{"": 0}])[0])
         for reading in readings:
             found[f"{name}, {reading}" if reading else name] = [

@@ -188,7 +188,8 @@ def reader_of(place: Place, weights: str | None) -> Any:
 def selector_of(sparse: str, gate: Any) -> BlockSelector:
     """Return the rule of blocks that an option names, such as ``token_budget=1024``.
 
-    Gates for decoding always read the first block and the last two, which count.
+    Gates for decoding always read the first block and, of a budget, the last three quarters, which
+    count.
 
     Args:
         sparse: Rule and value.
@@ -197,6 +198,8 @@ def selector_of(sparse: str, gate: Any) -> BlockSelector:
     Raises:
         GatesError: There is no such rule, or the value is out of range.
     """
+    from language.seer.kept import recent_blocks
+
     rules = {"token_budget": int, "k": int, "nz_ratio": float, "threshold": float, "p": float}
     name, _, value = sparse.partition("=")
     if name not in rules:
@@ -210,8 +213,11 @@ def selector_of(sparse: str, gate: Any) -> BlockSelector:
             f"--sparse {sparse}: expected a {expected} after =; give one RULE=VALUE"
         ) from error
     try:
-        always = {"sinks": 1, "recent": 2} if gate.kind == "decode" else {}
-        options = {name: number, "block_size": gate.gate.block_size, **always}
+        size, always = gate.gate.block_size, dict[str, int]()
+        if gate.kind == "decode":
+            blocks = {"token_budget": number // size, "k": int(number)}.get(name, 0)
+            always = {"sinks": 1, "recent": recent_blocks(int(blocks))}
+        options = {name: number, "block_size": size, **always}
         return BlockSelector(**options)  # type: ignore[arg-type]
     except ValueError as error:
         raise GatesError(f"--sparse {sparse}: {error}; give one RULE=VALUE") from error

@@ -427,8 +427,9 @@ def choose_blocks(
 ) -> None:
     """Let attention read the blocks that a rule selects by the scores of the gates.
 
-    Gates for decoding choose best with a rule that always reads the first block and the last ones,
-    such as ``BlockSelector(token_budget=1024, sinks=1, recent=2)``.
+    Gates for decoding lose least with a rule that always reads the first block and spends most of
+    its budget on the last ones (`recent_blocks`), such as ``BlockSelector(k=16, sinks=1,
+    recent=12)``.
 
     Args:
         model: With block gates.

@@ -7,6 +7,18 @@ from torch.nn import functional as F
 from language.seer.attention import AttentionInputs, attend_to_token
 
 
+def recent_blocks(blocks: int) -> int:
+    """Return how many of a budget of blocks are best the last ones, own included, in decoding.
+
+    Three quarters lost least, or nearly, in every held-out file of 2,048 tokens that was tried with
+    gates of SmolLM2 and 16 blocks; gates choose from the rest of the text what remains.
+
+    Args:
+        blocks: That a row reads; 0 if its rule has no such number.
+    """
+    return max(2, 3 * blocks // 4)
+
+
 class KeptTokens:
     """What a token reads of a cache, and the tokens after it until blocks are chosen again.
 

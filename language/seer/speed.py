@@ -17,6 +17,7 @@ from harness.files import write_json
 from language.hf.gate_file import fingerprint
 from language.hf.locate import base_of
 from language.seer.attach import EVERY, block_cache, block_gates, choose_blocks, detached
+from language.seer.kept import recent_blocks
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 STOCK, EVERYTHING, GATES = WAYS = "stock", "everything", "gates"
@@ -59,7 +60,8 @@ def token_milliseconds(model: nn.Module, length: int) -> dict[str, float]:
         return 1000 * spent / (2 * EVERY)
 
     size = first.block_size
-    rule = BlockSelector(k=max(3, BUDGET // size), sinks=1, recent=2)
+    number = max(3, BUDGET // size)
+    rule = BlockSelector(k=number, sinks=1, recent=recent_blocks(number))
     turns: dict[str, list[float]] = {name: [] for name in WAYS}
     with torch.inference_mode():
         for _ in range(1 + ROUNDS):

@@ -29,6 +29,7 @@ APART = {
     ("language", "activation_listops"): "the same",
     ("language", "fsdd"): "the same",
     ("language", "seqboat_bytes"): "the same",
+    ("language", "sparse"): "the same",
     ("language", "fsdd_speakers"): "the same",
     ("language", "listops_tiny"): "the same",
     ("language", "seer_smollm2"): "that of seer, on a model of another package",

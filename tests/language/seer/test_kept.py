@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from core_gates.attention.seer.decode import BlockSelector
 from language.seer.attach import attach_block_gates, block_cache, block_gates, choose_blocks
+from language.seer.kept import recent_blocks
 from language.seer.recording import attending
 
 BLOCK = 4
@@ -175,3 +176,7 @@ def test_wrong_numbers_of_tokens_are_one_line(refuses, model):
         ("every must be", lambda: choose_blocks(model, RULES["two"], every=0)),
         ("dense_below must not be negative", lambda: choose_blocks(model, None, dense_below=-1)),
     )
+
+
+def test_three_quarters_of_a_budget_are_the_last_blocks():
+    assert [recent_blocks(blocks) for blocks in (0, 2, 3, 4, 8, 16, 32)] == [2, 2, 2, 3, 6, 12, 24]
