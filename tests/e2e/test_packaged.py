@@ -22,6 +22,7 @@ USED = [("language", "offload")]
 
 APART = {
     ("diffusion", "fusion"): "all that it needs ships: nothing is sent",
+    ("diffusion", "retrieved"): "the same",
     ("video", "play_time"): "the same",
     ("endoscopy", "segmenter"): "no configuration",
     ("endoscopy", "honest"): "all that it needs ships: nothing is sent",
