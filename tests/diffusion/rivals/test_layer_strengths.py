@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.testing import assert_close
+from torch.testing import assert_close as close
 
 from core_gates.errors import GatesError
 from diffusion.fusion import GatedFusion
@@ -13,6 +13,8 @@ from diffusion.fusion.baking import bake, strengthened
 from diffusion.lora_file import LoraBundle
 
 strengths = partial(GatedFusion, mode="strengths")
+# the RMS norms of the transformer round to float32, so routes that differ by 1e-16 may differ there
+assert_close = partial(close, atol=2e-6, rtol=2e-6)
 
 
 class Dense(LoraBundle):
