@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,6 @@ from diffusion.lora_file.reading import Base
 from diffusion.lora_file.recognition import modules_in
 from diffusion.lora_file.scales import CONFIG, WEIGHTS
 from diffusion.lora_file.writing import text_encoders
-from diffusion.retrieval.order import RoleOrder
 from harness.files import require_free
 from harness.runs.terminal import readable
 
@@ -188,31 +187,21 @@ def _number(text: str, name: str, option: str) -> float:
 def roles_of(
     adapters: Mapping[str, LoraBundle],
     given: Mapping[str, str],
-    order: Callable[[], RoleOrder | None],
     *,
     ask: bool = True,
 ) -> dict[str, str]:
-    """Return the role of each adapter: as given, by the tags of files, or else by weights.
+    """Return the role of each adapter: as given, or by the tags of files.
 
     Args:
         adapters: Name -> adapter.
         given: Name -> role; others have the role of their tags, or ``any``.
-        order: Returns what ranks adapters by weights; called where none is given and tags leave
-            one open.
         ask: Whether roles have to be known of two adapters and more.
 
     Raises:
         GatesError: A name or a role is unknown, or roles are to be given.
     """
     filled = with_roles({name: role_of(adapter) for name, adapter in adapters.items()}, given)
-    if given or len(filled) < 2 or ROLES[0] not in filled.values():
-        return filled
-    ordering = order()
-    if ranked := ordering and ordering.ranked(adapters):
-        seen = {name: ROLES[1 if name == ranked[0] else 2] for name in filled}
-        if all(role in (ROLES[0], seen[name]) for name, role in filled.items()):
-            return seen
-    if ask:
+    if ask and not given and len(filled) > 1 and ROLES[0] in filled.values():
         raise GatesError(
             f"nothing decides which of {', '.join(filled)} is the subject: give"
             f" --roles, such as {':subject,'.join([*filled][:2])}:style"

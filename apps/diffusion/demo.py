@@ -11,7 +11,7 @@ import gradio as gr
 import numpy as np
 from matplotlib.figure import Figure
 
-from apps.diffusion.generate import record_of
+from apps.diffusion.generate import most_of, record_of
 from apps.diffusion.search import left_out
 from apps.diffusion.studio import GATED, SUM, Sources, Studio, studio
 from core_gates.errors import GatesError
@@ -22,7 +22,7 @@ from harness.command.local_page import check_port, private_folder, serve
 from harness.command.verbs import Place
 from harness.runs.terminal import counting
 
-COLUMNS = ("adapter", "title", "score", "mean gate", "why", "license")
+COLUMNS = ("adapter", "title", "score", "open", "why", "license")
 
 
 def header(studio: Studio) -> str:
@@ -30,13 +30,13 @@ def header(studio: Studio) -> str:
     badges = [
         f"base: {studio.model}",
         f"{len(studio.finder.library.adapters())} adapters",
-        "gates" if studio.gates is not None else "no gates: the plain sum",
+        "no gates: the sum" if studio.gates is None else studio.mode,
         "nothing leaves this machine",
     ]
     found = "".join(f'<span class="badge">{escape(one)}</span>' for one in badges)
     return (
         '<div class="top"><div><h1>Adapters by prompt</h1><p>Describe an image: adapters are found '
-        "by their weights, and each is weighed by a gate in every layer.</p></div>"
+        "by their weights, and a gate opens those that it needs.</p></div>"
         f'<div class="badges">{found}</div></div>'
     )
 
@@ -71,7 +71,7 @@ def found_card(adapters: Sequence[dict[str, Any]], notes: Sequence[str]) -> str:
 
 def _cells(one: dict[str, Any]) -> dict[str, str]:
     title = one["title"] if one["title"] != one["name"] else ""
-    figures = _figure(one["score"]), _figure(one["mean_gate"])
+    figures = _figure(one["score"]), _figure(one["open"])
     found = (one["name"], title, *figures, one["why"], one["license"])
     return dict(zip(COLUMNS, map(str, found), strict=True))
 
@@ -146,7 +146,7 @@ class Actions:
                 plain = make(mode=SUM, adapters=list(weights), strengths=weights)
             except GatesError as error:
                 return None, PageResult(message_card(str(error)))
-            record = record_of(self.studio, made, made.mode)
+            record = record_of(self.studio, made)
             found = self.studio.finder.found
         left = [f"left out: {name}: {why}" for name, why in made.skipped.items()]
         unknown = self.studio.unknown(prompt, {one.name: one.score for one in made.adapters})
@@ -161,7 +161,7 @@ def _pixels(made: Generated) -> np.ndarray:
 
 
 STYLE = (Path(__file__).with_name("demo.css")).read_text(encoding="utf-8")
-MOST = 5  # adapters that the page shows sliders for
+MOST = 8  # adapters that the page shows sliders for
 
 
 def build_page(studio: Studio, *, steps: int = 20, size: int | None = None) -> gr.Blocks:
@@ -191,7 +191,9 @@ def build_page(studio: Studio, *, steps: int = 20, size: int | None = None) -> g
                 elem_id="prompt",
                 scale=6,
             )
-            k = gr.Slider(1, MOST, 3, step=1, label="Adapters", elem_id="k", scale=2)
+            k = gr.Slider(
+                1, MOST, most_of(studio.mode), step=1, label="Adapters", elem_id="k", scale=2
+            )
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed", scale=1)
             go = gr.Button("Make", variant="primary", elem_id="go", scale=1)
         card = gr.HTML(HINT, elem_id="found")

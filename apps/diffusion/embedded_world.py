@@ -23,13 +23,11 @@ from diffusion.experiments.zoo import (
     file_in,
     train_adapter,
     train_base,
-    train_order,
 )
 from diffusion.lora_file.recognition import shape_in
 from diffusion.models.embedded_base import EmbeddedBase
 from diffusion.models.flow_matching import layers_of
 from diffusion.models.text_encoders import TextEncoder, text_encoder
-from diffusion.retrieval.order import RoleOrder
 from harness.command.verbs import Place
 from harness.experiment import Arrays, Form, Piece, Run, Work
 from harness.files.digest import content_digest, short_digest
@@ -52,12 +50,6 @@ ADAPTER: dict[str, Any] = {
 }  # how adapters of seed 0 are trained
 
 JUDGE: dict[str, Any] = {"steps": 3000, "batch_size": 96}  # how the judge of images is trained
-
-ORDER: dict[str, Any] = {
-    "ridge": 0.3,
-    "quantile": 0.01,
-    "copies": 12,
-}  # how the order of roles is fitted to adapters
 
 RANKS, STEPS, KEPT = (1, 8), (200, 400), (0.5, 1.0)
 """What adapters of seed 1 draw: rank, steps, and the fraction of layers that they change."""
@@ -104,13 +96,23 @@ class World:
             overwrite=overwrite,
             command=command,
         )
-        self.run.quick = quick
+        self.run.quick, self.shipped = quick, shipped
         self._base, self._adapter = base or {}, adapter or {}
         self.bases = self.run.store("bases", BaseForm())
         self.adapters = self.run.store("adapters", AdapterForm())
         self.zoos = self.run.store("zoos", ZooForm())
 
     concepts = concepts()
+
+    def beside(self, config: str) -> Run:
+        """Return the run of another configuration, next to that of the world."""
+        return Run(
+            self.run.folder.parent / config,
+            app="diffusion",
+            config_path=Path(f"{config}.yaml"),
+            package="diffusion",
+            shipped=self.shipped,
+        )
 
     @cached_property
     def base_folder(self) -> Path:
@@ -137,23 +139,6 @@ class World:
         piece = self.run.piece("judge", 0, **JUDGE, world=WORLD)
         self.run.obtain(store, [piece], train_judge, ticks=JUDGE["steps"])
         return store.load(piece)
-
-    def order(self, *, fit: bool = False) -> RoleOrder | None:
-        """Return the order of roles by weights, fitted to the adapters of seed 0.
-
-        Args:
-            fit: Fit it where it is missing and there are adapters, which takes seconds.
-
-        Returns:
-            None where it is missing.
-        """
-        store, piece = (
-            self.run.store("orders", Arrays()),
-            self.run.piece("order", 0, start=self.zoo_digest, **ORDER),
-        )
-        if fit and (files := self.zoo_files(0)):
-            self.run.obtain(store, [piece], partial(train_order, files=files), scoring=True)
-        return RoleOrder(store.load(piece)) if store.find(piece) else None
 
     def zoo(self, seed: int) -> dict[str, Path]:
         """Return concept -> LoRA file of a seed; what is missing is trained.

@@ -2,11 +2,11 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
@@ -17,15 +17,14 @@ from rich.table import Table
 from apps.diffusion.adapter_files import roles_in, strengths_of
 from apps.diffusion.commands import refuse_unless_text
 from apps.diffusion.search import left_out
-from apps.diffusion.studio import GATED, STRENGTHS, SUM, Sources, Studio, maker, studio
+from apps.diffusion.studio import GATED, RELEVANCE, STRENGTHS, SUM, Sources, Studio, maker, studio
 from core_gates.errors import GatesError
-from diffusion.data.concepts import Combination
 from diffusion.data.pictures import contact_sheet, save_picture
-from diffusion.data.scenes import drawn
 from diffusion.experiments.trained_gates import refuse_gates_of_another
 from diffusion.experiments.work import refuse_below
 from diffusion.fusion import GatedFusion
-from diffusion.fusion.baking import GateMap, MeanGates, bake, depends_on_roles
+from diffusion.fusion.baking import MeanGates, bake, depends_on_roles
+from diffusion.fusion.gated_fusion import Mode
 from diffusion.fusion.pipeline import AutoLoraPipeline, Generated
 from diffusion.lora_file import LoraBundle
 from diffusion.models.flow_matching import GUIDANCE
@@ -100,7 +99,7 @@ class Sampling:
 LETTERS = 40  # of a prompt, in the name of a file
 
 
-def record_of(studio: Studio, found: Generated, mode: str) -> dict[str, Any]:
+def record_of(studio: Studio, found: Generated, mode: str | None = None) -> dict[str, Any]:
     """Return all that decided an image, as plain values.
 
     Args:
@@ -114,11 +113,11 @@ def record_of(studio: Studio, found: Generated, mode: str) -> dict[str, Any]:
         {
             **one,
             **studio.finder.described(one["name"], found.prompt),
-            "mean_gate": gates.get(one["name"], {}).get("mean"),
+            "open": gates.get(one["name"], {}).get("mean", one.get("open")),
         }
         for one in record["adapters"]
     ]
-    named = {} if found.mode in ("gated", "sum", "none") else {"mode": mode}
+    named = {} if found.mode in (*get_args(Mode), "none") else {"mode": mode}
     if studio.dtype is not None:
         named["dtype"] = studio.dtype
     return {
@@ -148,75 +147,14 @@ def name_of(record: dict[str, Any]) -> str:
     What other fields decide, and rounding may change, does not count.
     """
     words = re.sub(r"[\W_]+", "-", record["prompt"].lower()).strip("-")[:LETTERS].strip("-")
-    results = ("weights", "metadata", "mean_gate", "score", "why")
+    results = ("weights", "metadata", "open", "score", "why")
     adapters = [{n: v for n, v in one.items() if n not in results} for one in record["adapters"]]
     settled = {n: v for n, v in record.items() if n not in ("gates", "skipped", "left_out")}
     digest = short_digest({**settled, "adapters": adapters}, 8)
     return f"{words or 'image'}-s{record['seed']}-{digest}"
 
 
-STEPS = 20
 TRUE = "true drawing"
-SHOWN_MODES = (GATED, SUM, "mean")  # of images of pairs
-
-
-class PairImages(NamedTuple):
-    """Images of P combinations.
-
-    Attributes:
-        captions: Of drawings that no adapter and no gate has seen.
-        images: ``true drawing``, ``gated``, ``sum`` and ``mean`` -> (P, H, W, 3) uint8.
-        gates: Mean gates of the first.
-    """
-
-    captions: list[str]
-    images: dict[str, np.ndarray]
-    gates: GateMap | None
-
-    def errors(self, mode: str) -> np.ndarray:
-        """Return the root mean square error (P,) of the pixels of a mode, from 0 to 1."""
-        return self._errors(self.images[mode].astype(float))
-
-    def white_errors(self) -> np.ndarray:
-        """Return the same of a white image: what paleness alone is worth."""
-        return self._errors(np.full(3, 255.0))
-
-    def _errors(self, images: np.ndarray) -> np.ndarray:
-        gap = (images - self.images[TRUE]) / 255
-        return np.sqrt((gap**2).mean((1, 2, 3)))
-
-    def rows(self) -> dict[str, dict[str, np.ndarray]]:
-        """Return rows of images by method, for `diffusion.evaluation.figures.sheet_figure`."""
-        return {
-            caption: {name: images[[place]] for name, images in self.images.items()}
-            for place, caption in enumerate(self.captions)
-        }
-
-
-def pair_images(
-    studio: Studio,
-    combinations: Iterable[Combination],
-) -> PairImages:
-    """Make images of combinations with gates, the plain sum and the mean, from the same noise.
-
-    Args:
-        studio: Of the embedded base.
-        combinations: Subjects and styles.
-    """
-    captions: list[str] = []
-    images: dict[str, list[np.ndarray]] = {TRUE: [], **{mode: [] for mode in SHOWN_MODES}}
-    gates = None
-    options = studio.options(STEPS, None, None)
-    for one in combinations:
-        scene = one.scenes("test")[-1]
-        captions.append(scene.caption())
-        images[TRUE].append(in_bytes(drawn([scene])[0]))
-        for mode in SHOWN_MODES:
-            made = studio.make(captions[-1], mode=mode, adapters=list(one.adapters), **options)
-            images[mode].append(np.asarray(made.images[0].convert("RGB")))
-            gates = made.gates if gates is None else gates
-    found = {name: np.stack(own) for name, own in images.items()}
-    return PairImages(captions, found, gates)
 
 
 def in_bytes(image: np.ndarray) -> np.ndarray:
@@ -266,7 +204,9 @@ def baked(
     return bake(fusion, observed.means)
 
 
-K = 3
+def most_of(mode: str) -> int:
+    """Return how many adapters are found for a mode by default."""
+    return 6 if mode == RELEVANCE else 3
 
 
 def generate(
@@ -277,11 +217,11 @@ def generate(
     k: int | None = None,
     fill: bool = False,
     adapters: str | None = None,
-    mode: str = "gated",
+    mode: str | None = None,
     roles: str | None = None,
     output: str | None = None,
 ) -> None:
-    """Make images of PROMPT with the adapters that suit it, each weighed by its gates.
+    """Make images of PROMPT with the adapters that suit it, each as far as the prompt needs it.
 
     Each image is a PNG with its parameters, next to a JSON file with all that decided it. The same
     seed gives the same bytes.
@@ -291,13 +231,16 @@ def generate(
         sources: Base, library and gates.
         sampling: Seeds, steps and guidance.
         prompt: What the images are to show, in words.
-        k: Largest number of adapters that are found by the prompt; 3 if null.
+        k: Largest number of adapters that are found by the prompt; if null, 6 where a gate opens
+            those that are needed, and 3 otherwise.
         fill: Where the prompt names adapters, take others that suit it, too, up to --k.
         adapters: Names of adapters of the library instead of a search, with strengths, such as
             a:0.8,b; none for the base alone.
-        mode: How adapters are combined: gated, sum, strengths (a file of them is given as
-            --gates), or a rival such as mean, switch or k_lora.
-        roles: Roles of adapters, such as a:subject,b:style; those of tags, or weights, if null.
+        mode: How adapters are combined: relevance, gated, strengths, sum, or a rival such as mean,
+            switch or k_lora; as the gates that are given say, or else relevance for the embedded
+            base and the sum for others, if null.
+        roles: Roles of adapters, such as a:subject,b:style, for gates that depend on them; those of
+            tags if null.
         output: Folder of the images; that of the run if null.
     """
     from apps.diffusion.embedded_world import World, root_of
@@ -315,8 +258,9 @@ def generate(
     with opening as found:
         _note_idle(told, found)
         asked = partial(
-            found.make, words, mode=mode, k=k or K, fill=fill, roles=told, strengths=named or None,
-            adapters=None if named is None else list(named), **sampling.options(found),
+            found.make, words, mode=mode, k=k or most_of(mode or found.mode), fill=fill, roles=told,
+            strengths=named or None, adapters=None if named is None else list(named),
+            **sampling.options(found),
         )  # fmt: skip
         images, records, paths = list[Image.Image](), list[dict[str, Any]](), list[Path]()
         try:
@@ -369,7 +313,7 @@ def _check(
     prompts: Sequence[str],
     k: int | None,
     named: Mapping[str, float] | None,
-    mode: str,
+    mode: str | None,
     roles: Mapping[str, str],
     *,
     fill: bool,
@@ -379,8 +323,8 @@ def _check(
         raise GatesError("the prompt is empty: describe what the image is to show")
     for prompt in prompts:
         refuse_unless_text(prompt)
-    maker(mode)
-    if roles and mode not in (GATED, STRENGTHS):
+    maker(mode or SUM)
+    if roles and mode not in (None, GATED, STRENGTHS):
         raise GatesError(f"--roles has no meaning for --mode {mode}: leave it out")
     if (k is not None or fill) and named is not None:
         word = "--fill" if k is None else "--k"
@@ -399,11 +343,11 @@ def _show(
     if record["adapters"]:
         table = Table(title=f"adapters, {record['mode']}", title_justify="left")
         table.add_column("adapter", overflow="fold")
-        for name in ("score", "strength", "mean gate"):
+        for name in ("score", "strength", "open"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("why", overflow="fold")
         for one in record["adapters"]:
-            figures = [one["score"], one["strength"], one["mean_gate"]]
+            figures = [one["score"], one["strength"], one["open"]]
             cells = ["" if value is None else f"{value:.3f}" for value in figures]
             table.add_row(escape(one["name"]), *cells, escape(one["why"]))
         console.print(table)

@@ -437,7 +437,7 @@ def _with_roles(
             soft_wrap=True,
         )
     ask = depends_on_roles(settings.gates)
-    return settings._replace(roles=roles_of(adapters, settings.roles, lambda: None, ask=ask))
+    return settings._replace(roles=roles_of(adapters, settings.roles, ask=ask))
 
 
 def _with_blocks(bundle: LoraBundle, text: str | None) -> LoraBundle:

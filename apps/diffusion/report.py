@@ -10,7 +10,7 @@ from torch import Tensor
 
 from apps.diffusion.commands import EXTENDED, STUDIES
 from apps.diffusion.embedded_world import World, root_of
-from apps.diffusion.generate import TRUE, in_bytes, pair_images
+from apps.diffusion.generate import TRUE, in_bytes
 from apps.diffusion.studies.base_study import (
     METHODS,
     TRAINED,
@@ -22,12 +22,9 @@ from apps.diffusion.studies.base_study import (
 )
 from apps.diffusion.studies.fused_views import DRAWN
 from apps.diffusion.studies.fusion_study import BLIND, GROUPS, best_rival
-from apps.diffusion.studio import Sources, shipped, studio
 from core_gates.errors import GatesError, check_option
 from diffusion.data.scenes import drawn
 from diffusion.evaluation.figures import (
-    gate_map_figure,
-    gate_table,
     pair_differences_figure,
     retrieval_figure,
     retrieval_table,
@@ -42,7 +39,7 @@ from harness.experiment.store import Arrays, Figures, Store
 from harness.experiment.tuning import Choice
 from harness.files.piece import Record, read_record
 from harness.report.page import Page
-from harness.runs.terminal import counting, working
+from harness.runs.terminal import working
 
 BASE_SHOWN, EACH_SHOWN, MADE = 24, 8, "made"  # captions of the base and of each adapter
 
@@ -129,33 +126,16 @@ def add_images(page: Page, run: Run) -> None:
         page.text("There are no images yet: run `evaluate` first.")
 
 
-def add_fusion(page: Page, run: Run, world: World) -> None:
-    """Add differences by pair, and gates of an unseen pair.
+def add_fusion(page: Page, run: Run) -> None:
+    """Add differences by pair.
 
     Args:
         page: The report.
         run: Of the study.
-        world: In which nothing is trained.
     """
     page.section("Pair by pair")
     if not sum(_differences(page, run, group) for group in GROUPS):
         page.text("There are no losses of gates yet: run `evaluate` first.")
-    page.section("Gates of an unseen pair")
-    if lacking := shipped(world).lacking:
-        page.text(f"Gates are not shown: {', '.join(lacking)} are missing.")
-        return
-    with counting("indexing") as progress:
-        opening = studio(Sources(), lambda: world, progress)
-    with opening as opened, working("recording gates"):
-        made = pair_images(opened, combinations(PAIRS)[:1])
-    if made.gates is not None:
-        page.figure(
-            gate_map_figure(made.gates, note=made.captions[0]),
-            "Mean gates of one image by layer and step, over tokens and channels; 1 is open, 0"
-            " closed. A row of one color is a gate that is the same in all steps.",
-            name="gates",
-            table=gate_table(made.gates),
-        )
 
 
 def losses_of(run: Run, group: str) -> dict[str, np.ndarray]:
@@ -319,7 +299,7 @@ def write_report(run: Run, world: World, study: str) -> Path:
     first, draw = {
         "base": (partial(add_base, world=world), None),
         "retrieval": (None, partial(add_retrieval, world=world)),
-        "fusion": (None, partial(add_fusion, run=run, world=world)),
+        "fusion": (None, partial(add_fusion, run=run)),
         "images": (partial(add_images, run=run), None),
     }.get(study, (None, None))
     page = run_page(run, draw, first=first, units=UNITS.get(study, "cases"), others=others)

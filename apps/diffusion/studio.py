@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 
 from apps.diffusion.adapter_files import roles_of
-from apps.diffusion.embedded_world import LIBRARY, World
+from apps.diffusion.embedded_world import EMBEDDED, LIBRARY, World
 from apps.diffusion.search import read_encoder
 from apps.diffusion.studies.base_study import encoder_of
 from core_gates.errors import GatesError, check_option
@@ -20,7 +21,7 @@ from diffusion.experiments.trained_gates import FILE, GatesForm, refuse_gates_of
 from diffusion.experiments.zoo import shape_of, weights_digest
 from diffusion.fusion.baking import depends_on_roles
 from diffusion.fusion.gated_fusion import Mode
-from diffusion.fusion.gates_file import load_gates
+from diffusion.fusion.gates_file import load_gates, mode_of
 from diffusion.fusion.pipeline import AutoLoraPipeline, Generated
 from diffusion.fusion.protocol import family_of, sites_of
 from diffusion.library import LoraLibrary, Match, Results
@@ -30,7 +31,6 @@ from diffusion.models.embedded_base import EmbeddedBase
 from diffusion.models.pipelines import load_pipeline
 from diffusion.models.text_encoders import MiniLM, TextEncoder
 from diffusion.retrieval import TrainedEncoder
-from diffusion.retrieval.order import RoleOrder
 from diffusion.rivals import RIVALS, make_rival
 from harness.files import content_digest
 from harness.files.piece import read_record
@@ -44,8 +44,8 @@ class Sources:
         library: Folder of adapters, which is indexed; those that ship if null.
         base: Folder of a pipeline of diffusers or of an embedded base, or a GGUF file; the embedded
             base that ships if null.
-        gates: File of trained gates; those that ship for the embedded base, and none for others, if
-            null.
+        gates: File of trained gates, which decides how adapters are combined; those that ship for
+            the embedded base, and none for others, if null.
         encoder: Folder of the encoder of adapters; the shipped one for the embedded base if null.
         index: Folder of the index; .gates-index in the library if null.
         least: Smallest cosine of prompt and weights of adapters that are found and not named; if
@@ -78,19 +78,24 @@ class Finder:
 
     Args:
         library: Of adapters, indexed.
+        by: What is compared, see `LoraLibrary.search`.
 
     Attributes:
         found: What was found last.
     """
 
-    def __init__(self, library: LoraLibrary) -> None:
-        self.library = library
+    def __init__(self, library: LoraLibrary, by: str = "names") -> None:
+        self.library, self.by = library, by
         self.found: Results[Match] = Results((), "")
 
-    def search(self, prompt: str, k: int = 3) -> Results[Match]:
+    def search(self, prompt: str, k: int = 3, *, whole: bool = False) -> Results[Match]:
         """Return the adapters that suit a prompt best, the best first."""
-        self.found = self.library.search(prompt, k)
+        self.found = self.library.search(prompt, k, self.by, whole=whole)
         return self.found
+
+    def similarities(self, names: Sequence[str]) -> tuple[np.ndarray, str]:
+        """Return the cosines of adapters with each other, and the fingerprint of the encoder."""
+        return self.library.similarities(names)
 
     def load(self, name: str) -> LoraBundle:
         """Read an adapter."""
@@ -138,14 +143,14 @@ def reason(match: Match | None, shared: Sequence[str]) -> str:
     return "; ".join(parts)
 
 
-GATED, SUM, STRENGTHS, _ = get_args(Mode)
+GATED, SUM, STRENGTHS, RELEVANCE = get_args(Mode)
 RIVAL_MODES = tuple(
     name
     for name, rival in RIVALS.items()
     if not (rival.trainable or rival.sees_pair or name in (SUM, "baked"))
 )  # rivals that need neither training nor images of the pair
 
-MODES = (GATED, SUM, STRENGTHS, *RIVAL_MODES)
+MODES = (*get_args(Mode), *RIVAL_MODES)
 
 
 def maker(mode: str) -> Any:
@@ -160,8 +165,18 @@ def maker(mode: str) -> Any:
     return mode if mode in get_args(Mode) else partial(make_rival, mode)
 
 
-USED = {GATED: "gates-s0", STRENGTHS: "layer_strengths_+_role-s0"}
-"""Mode -> folder of the gates, or strengths by layer, that are used."""
+USED = {
+    RELEVANCE: ("retrieved", "relevance_gate-s0"),
+    GATED: (EMBEDDED, "gates-s0"),
+    STRENGTHS: (EMBEDDED, "layer_strengths_+_role-s0"),
+}
+"""Mode -> the run that trains what it needs, and the folder of that."""
+
+TRAIN = {
+    RELEVANCE: "evaluate --config retrieved",
+    GATED: "train-gates",
+    STRENGTHS: "train-gates --what strengths --role_fraction 1",
+}  # what trains it
 
 
 class Shipped(NamedTuple):
@@ -171,21 +186,20 @@ class Shipped(NamedTuple):
         base: Folder of the base; None if it is missing.
         adapters: Concept -> file of its adapter of seed 0; empty if some are missing.
         encoder: Folder of the encoder of adapters; None if it is missing.
-        gates: File of the gates; None if they are missing, or of another base or zoo.
-        strengths: File of the strengths by layer, likewise.
+        gates: Mode -> file of what it needs; without what is missing, or of another base or zoo.
     """
 
     base: Path | None
     adapters: dict[str, Path]
     encoder: Path | None
-    gates: Path | None
-    strengths: Path | None = None
+    gates: dict[str, Path]
 
     @property
     def lacking(self) -> list[str]:
         """Names of the parts that are missing."""
-        names = ("base", "adapters", "encoder", "gates")
-        return [name for name in names if not getattr(self, name)]
+        names = ("base", "adapters", "encoder")
+        gate = [] if RELEVANCE in self.gates else ["relevance gate"]
+        return [name for name in names if not getattr(self, name)] + gate
 
 
 def shipped(world: World) -> Shipped:
@@ -199,12 +213,12 @@ def shipped(world: World) -> Shipped:
         world.bases.find(world.base_piece),
         adapters,
         encoder_of(world) if adapters else None,
-        *(_gates(world, folder) if adapters else None for folder in USED.values()),
+        {m: file for m in USED if adapters and (file := _gates(world, *USED[m])) is not None},
     )
 
 
-def _gates(world: World, folder: str) -> Path | None:
-    store = world.run.store("gates", GatesForm())
+def _gates(world: World, run: str, folder: str) -> Path | None:
+    store = world.beside(run).store("gates", GatesForm())
     for place in (store.folder, store.shipped):
         record = None if place is None else read_record(place / folder)
         if record is not None and record.settings.get("start") == world.zoo_digest:
@@ -214,16 +228,12 @@ def _gates(world: World, folder: str) -> Path | None:
 
 
 Progress = Callable[[int, int | None], None]
-NO_GATES = "no gates are given: adapters are combined by the plain sum"
+NO_GATES = "no gates are given: adapters are combined by their sum"
 LACKING = (
     "the gates were trained with one more adapter, what all have in common in rank {}: it takes no"
     " part here"
 )
 DIGITS = 16
-
-
-def _no_order() -> None:
-    """Return that nothing ranks adapters by their weights."""
 
 
 @dataclass
@@ -238,7 +248,7 @@ class Studio:
         hashes: Of base, gates and encoder.
         model: Name of the base.
         dtype: Type of the parameters of the base; None for the embedded one, which has its own.
-        order: Returns what ranks adapters of the base by their weights, if there is any.
+        mode: How adapters are combined where nothing else is asked for.
         notices: What a user has to know.
     """
 
@@ -249,7 +259,7 @@ class Studio:
     hashes: dict[str, str | None]
     model: str
     dtype: str | None = None
-    order: Callable[[], RoleOrder | None] = _no_order
+    mode: str = SUM
     notices: list[str] = field(default_factory=list)
 
     @property
@@ -303,31 +313,30 @@ class Studio:
         self,
         prompt: str,
         *,
-        mode: str = GATED,
+        mode: str | None = None,
         roles: Mapping[str, str] | None = None,
         **options: Any,
     ) -> Generated:
-        """Return an image, and what made it; without gates, ``gated`` is the plain sum.
+        """Return an image, and what made it.
 
         Args:
             prompt: What to show.
-            mode: How adapters are combined.
+            mode: How adapters are combined; that of the studio if None.
             roles: Name -> role; by default see `apps.diffusion.adapter_files.roles_of`.
             options: Of the pipeline.
 
         Raises:
-            GatesError: There are no trained strengths, or roles have to be given for them.
+            GatesError: There is nothing trained for the mode, or roles have to be given.
         """
-        if mode == STRENGTHS and self.gates is None:
+        asked = mode or self.mode
+        if asked in TRAIN and self.gates is None:
             raise GatesError(
-                "--mode strengths needs trained ones: run `gates diffusion train-gates --what"
-                " strengths --role_fraction 1`, or give --gates FILE"
+                f"--mode {asked} needs what is trained for it: run `gates diffusion"
+                f" {TRAIN[asked]}`, or give --gates FILE"
             )
-        asked = SUM if mode == GATED and self.gates is None else mode
         known_roles = partial(
             roles_of,
             given=roles or {},
-            order=self.order,
             ask=self.gates is not None and depends_on_roles(self.gates),
         )
         return self.pipe(
@@ -347,7 +356,7 @@ def studio(
     sources: Sources,
     world: Callable[[], World],
     progress: Progress,
-    mode: str = GATED,
+    mode: str | None = None,
     check: Callable[["Studio"], object] = lambda _: None,
 ) -> closing[Studio]:
     """Return a studio on an up-to-date library of adapters, as a context that closes its index.
@@ -356,13 +365,14 @@ def studio(
         sources: Where everything is read from.
         world: Returns the embedded world, called only where what ships is needed.
         progress: Of the scan of the library.
-        mode: How adapters will be combined, which decides the file of gates that ships.
+        mode: How adapters will be combined, which decides the file of gates that ships; if None, as
+            the file of gates says, a relevance gate where none is given but one ships, or the sum.
         check: Refuses, before the library is read, what the base cannot do.
 
     Raises:
         GatesError: Something is missing, damaged, or of another base.
     """
-    given, order, notices = _filled(sources, world, mode)
+    given, notices = _filled(sources, world, mode)
     assert given.base is not None
     assert given.library is not None
     place = Path(given.base)
@@ -384,7 +394,8 @@ def studio(
     hashes: dict[str, str | None] = {"base": weights, "gates": None, "encoder": None}
     if gates is not None:
         model = pipe.transformer
-        load_gates(gates, [site.name for site in sites_of(model, family_of(model))])
+        states = load_gates(gates, [site.name for site in sites_of(model, family_of(model))])
+        mode = mode or mode_of(states)
         refuse_gates_of_another(place, gates)
         hashes["gates"] = content_digest(gates).sha256[:DIGITS]
     if encoder is not None:
@@ -396,18 +407,19 @@ def studio(
     auto = AutoLoraPipeline(pipe, finder, gates, text)
     record = None if gates is None else read_record(gates.parent)
     rank = None if record is None else record.settings.get("global_rank")
-    notices += [LACKING.format(rank)] * bool(rank) if gates is not None else [NO_GATES]
+    notices += [LACKING.format(rank)] if rank else []
+    notices += [NO_GATES] if gates is None and mode is None else []
     dtype = given.dtype if base is None else None
-    made = Studio(auto, finder, base, gates, hashes, place.stem, dtype, order, notices)
+    made = Studio(auto, finder, base, gates, hashes, place.stem, dtype, mode or SUM, notices)
     check(made)
     _scan(library, progress)
     return closing(made)
 
 
 def _filled(
-    sources: Sources, world: Callable[[], World], mode: str
-) -> tuple[Sources, Callable[[], RoleOrder | None], list[str]]:
-    """Return the sources with what ships where nothing is given, the order, and notices."""
+    sources: Sources, world: Callable[[], World], mode: str | None
+) -> tuple[Sources, list[str]]:
+    """Return the sources with what ships where nothing is given, and notices."""
     if sources.components is not None and Path(sources.base or "").suffix.lower() != ".gguf":
         raise GatesError("--components is for a GGUF file: leave it out, or name one as --base")
     if sources.base is not None:
@@ -416,27 +428,23 @@ def _filled(
                 "the shipped adapters are for the embedded base alone: give --library FOLDER for "
                 f"{sources.base}"
             )
-        return sources, _no_order, []
+        return sources, []
     world_files = shipped(root := world())
     if world_files.base is None:
         raise GatesError(
             "the embedded base is missing: train it by `gates diffusion train-base`, or give --base"
         )
-    places = (
-        world_files.encoder,
-        world_files.strengths if mode == STRENGTHS else world_files.gates,
-    )
+    places = (world_files.encoder, world_files.gates.get(mode or RELEVANCE))
     encoder, gates = (None if p is None else str(p) for p in places)
-    here = gates is not None and Path(gates).is_relative_to(root.run.folder)
-    default = sources.library is None or mode != GATED  # the sum is better for unseen adapters
+    here = gates is not None and Path(gates).is_relative_to(root.run.folder.parent)
     notices = [f"the gates are {gates}, trained in this run folder, not those that ship"] * (
-        here and not sources.gates and mode in USED
+        here and not sources.gates
     )
     sources = replace(
         sources,
         base=str(world_files.base),
         encoder=sources.encoder or encoder,
-        gates=sources.gates or (gates if here or default else None),
+        gates=sources.gates or gates,
     )
     if sources.library is None:
         if not world_files.adapters:
@@ -449,7 +457,7 @@ def _filled(
             library=str(next(iter(world_files.adapters.values())).parent),
             index=sources.index or str(root.run.folder / LIBRARY),
         )
-    return sources, partial(root.order, fit=True), notices
+    return sources, notices
 
 
 def _encoder(folder: str, base: EmbeddedBase | None, text: TextEncoder | None) -> TrainedEncoder:

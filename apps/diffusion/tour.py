@@ -1,49 +1,91 @@
-"""The diffusion stop of the tour: prompts, the adapters that they lead to, and images."""
+"""The diffusion stop of the tour: adapters are found for a prompt, a gate opens what it needs."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from apps.diffusion.embedded_world import World
-from apps.diffusion.generate import PairImages, pair_images
-from apps.diffusion.studio import GATED, SUM, Sources, shipped, studio
-from diffusion.data.concepts import held_out_pairs
-from diffusion.evaluation.figures import gate_map_figure, gate_table, sheet_figure
+from apps.diffusion.generate import TRUE, in_bytes
+from apps.diffusion.studio import RELEVANCE, SUM, Sources, Studio, shipped, studio
+from diffusion.data.concepts import Combination, held_out_pairs
+from diffusion.data.scenes import drawn
+from diffusion.evaluation.figures import openness_figure, sheet_figure
+from diffusion.fusion.pipeline import Used
 from harness.evidence import Resamples, moments
 from harness.report.page import Page, StopSkippedError, TourRow, TourStop, TourTask
 from harness.runs.terminal import SHORT, stepping
 
 SHOWN = 4  # pairs of a subject and a style that no gate was trained on together
-
-K = 3
+K, STEPS = 6, 20
 SYSTEM = "AutoLoRA, embedded base"
+GATE, ALL, NEEDED = "relevance gate", f"sum of the {K}", "the two needed, told"
+HALF = 0.5  # openness from which an adapter counts as open
 
 
-@dataclass
-class Found:
-    """What prompts have led to.
+class Drawn(NamedTuple):
+    """Images of P combinations, from the same noise.
 
     Attributes:
-        names: The adapters that were found for each prompt, the best first.
-        scores: Their scores.
-        wanted: The two adapters that each prompt describes.
-        zoo: Number of adapters that were searched.
+        combinations: Subjects and styles.
+        captions: Of drawings that no adapter and no gate has seen.
+        images: `TRUE`, `GATE`, `ALL` and `NEEDED` -> (P, H, W, 3) uint8.
+        adapters: Those that were found for each, with how far the gate opened them.
     """
 
-    names: list[list[str]]
-    scores: list[list[float]]
-    wanted: list[tuple[str, ...]]
-    zoo: int
+    combinations: list[Combination]
+    captions: list[str]
+    images: dict[str, np.ndarray]
+    adapters: list[tuple[Used, ...]]
 
-    @property
-    def hits(self) -> int:
-        """The number of wanted adapters among those that were found."""
-        return sum(len({*one} & {*own}) for one, own in zip(self.wanted, self.names, strict=True))
+    def errors(self, name: str) -> np.ndarray:
+        """Return the root mean square error (P,) of the pixels of a way, from 0 to 1."""
+        gap = (self.images[name].astype(float) - self.images[TRUE]) / 255
+        return np.sqrt((gap**2).mean((1, 2, 3)))
+
+    def opened(self) -> dict[bool, list[float]]:
+        """Return how far adapters are open, those that captions need (True) and others."""
+        found: dict[bool, list[float]] = {True: [], False: []}
+        for pair, adapters in zip(self.combinations, self.adapters, strict=True):
+            for one in adapters:
+                found[one.name in pair.adapters].append(one.open or 0.0)
+        return found
+
+
+def drawn_ways(studio: Studio, combinations: Iterable[Combination]) -> Drawn:
+    """Find adapters by their weights, and draw combinations with them in each way.
+
+    Args:
+        studio: Of the embedded base, with a relevance gate.
+        combinations: Subjects and styles.
+    """
+    chosen, captions = list[Combination](), list[str]()
+    images = {name: list[np.ndarray]() for name in (TRUE, GATE, ALL, NEEDED)}
+    adapters = list[tuple[Used, ...]]()
+    options = studio.options(STEPS, None, None)
+    for one in combinations:
+        chosen.append(one)
+        scene = one.scenes("test")[-1]
+        captions.append(caption := scene.caption())
+        images[TRUE].append(in_bytes(drawn([scene])[0]))
+        gated = studio.make(caption, mode=RELEVANCE, k=K, **options)
+        added = partial(studio.make, caption, mode=SUM, **options)
+        ways = {
+            GATE: gated,
+            ALL: added(adapters=[used.name for used in gated.adapters]),
+            NEEDED: added(adapters=list(one.adapters)),
+        }
+        for name, way in ways.items():
+            images[name].append(np.asarray(way.images[0].convert("RGB")))
+        adapters.append(gated.adapters)
+    stacked = {name: np.stack(own) for name, own in images.items()}
+    return Drawn(chosen, captions, stacked, adapters)
 
 
 def tour(folder: Path, say: Callable[[str], None], *, world: World | None = None) -> TourStop:
-    """Find adapters by prompts, and make images with gates and with the plain sum.
+    """Find adapters by prompts, and make images with those that a gate opens.
 
     Args:
         folder: For the index of the adapters.
@@ -57,83 +99,80 @@ def tour(folder: Path, say: Callable[[str], None], *, world: World | None = None
     if lacking := shipped(world).lacking:
         raise StopSkippedError(
             f"diffusion: weights are missing ({', '.join(lacking)}): `gates diffusion evaluate "
-            "--config fusion` trains them"
+            "--config retrieved` trains them"
         )
     say("reading the base, and indexing adapters by their weights")
     pairs = held_out_pairs()
     chosen = pairs[:: len(pairs) // SHOWN][:SHOWN]
-    with studio(Sources(), lambda: world, lambda *_: None) as found:
-        say(f"making images of {len(chosen)} prompts, with gates and with the plain sum")
-        made = pair_images(found, stepping("making images", chosen, seconds=SHORT))
-        say("searching")
-        matches = [found.finder.library.search(one, K, "weights") for one in made.captions]
-        zoo = len(found.finder.library.adapters())
-    searched = Found(
-        [[match.name for match in own] for own in matches],
-        [[match.score for match in own] for own in matches],
-        [pair.adapters for pair in chosen],
-        zoo,
-    )
-    draw = partial(_draw, found=searched, made=made)
-    result = f"pixels err by {made.errors(GATED).mean():.2f} on a scale of 1"
+    with studio(Sources(least=-1), lambda: world, lambda *_: None) as opened:
+        opened.finder.by = "weights"  # what prompts call adapters is not looked at
+        say(f"making images of {len(chosen)} prompts with {K} adapters each")
+        made = drawn_ways(opened, stepping("making images", chosen, seconds=SHORT))
+        zoo = len(opened.finder.library.adapters())
+    result = f"pixels err by {made.errors(GATE).mean():.2f} on a scale of 1"
     done = TourTask("draw a subject in a style, from a prompt", result, "gates diffusion generate")
-    return TourStop("Image models: adapters by prompt", rows_of(searched, made), draw, [done])
+    draw = partial(_draw, made=made, zoo=zoo)
+    return TourStop("Image models: adapters by prompt", rows_of(made, zoo), draw, [done])
 
 
-def rows_of(found: Found, made: PairImages) -> list[TourRow]:
-    """Return what was found, and how far images are from what is true."""
-    wanted = sum(map(len, found.wanted))
-    chance = wanted * K / found.zoo
-    gap = made.errors(GATED) - made.errors(SUM)
+def rows_of(made: Drawn, zoo: int) -> list[TourRow]:
+    """Return what was opened, and how far images are from what is true.
+
+    Args:
+        made: Images and what they were made of.
+        zoo: Number of adapters that were searched.
+    """
+    opened = {needed: [value > HALF for value in own] for needed, own in made.opened().items()}
+    wanted = sum(len(pair.adapters) for pair in made.combinations)
+    gap = made.errors(GATE) - made.errors(ALL)
     _, low, high, _ = Resamples.clusters(range(len(gap))).intervals(moments(gap, name="gap"))["gap"]
     verdict = "closer" if high < 0 else "farther" if low > 0 else "not distinguishable"
     return [
         TourRow(
             SYSTEM,
-            f"right adapters among the {K} found of {found.zoo}",
-            f"{found.hits} of {wanted}",
-            f"chance {chance:.1f}",
-            "by weights, which the encoder was trained on; by their names, all are found",
+            f"needed adapters opened, of {K} found of {zoo}",
+            f"{sum(opened[True])} of {wanted}",
+            f"{len(opened[True])} of {wanted} are found",
+            f"of {len(opened[False])} useless ones {sum(opened[False])} opened",
         ),
         TourRow(
             SYSTEM,
             "pixel error to the true drawing, unseen pairs",
-            f"{made.errors(GATED).mean():.3f}",
-            f"plain sum {made.errors(SUM).mean():.3f}, white {made.white_errors().mean():.3f}",
+            f"{made.errors(GATE).mean():.3f}",
+            f"{ALL} {made.errors(ALL).mean():.3f}, needed told {made.errors(NEEDED).mean():.3f}",
             f"{verdict}: {gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]",
         ),
     ]
 
 
-def _draw(page: Page, found: Found, made: PairImages) -> None:
-    rows = made.rows()
+def _draw(page: Page, made: Drawn, zoo: int) -> None:
+    needed = [pair.adapters for pair in made.combinations]
+    openness = [{one.name: one.open or 0.0 for one in found} for found in made.adapters]
     page.figure(
-        sheet_figure(rows, title="Unseen pairs", note="the same noise for gates and the sum"),
-        "A prompt is drawn by a model and two adapters, one trained on its subject, one on its "
-        "style. The true drawing, and images with gates, with the plain sum and with the mean of "
-        "the two wanted adapters.",
-        name="pairs",
-        table=(("caption", "column"), [[c, name] for c, row in rows.items() for name in row]),
-    )
-    page.text(
-        f"Every prompt describes a subject in a style, which two of {found.zoo} adapters were "
-        "trained on, each alone. They are found by their weights: titles and other metadata are "
-        "not read. The encoder was trained on most of these adapters; what they are called is a "
-        "word of each prompt, so that a search by names, which comes first in `search`, finds all. "
-        "Gates were trained on other pairs; drawings and captions are unseen."
-    )
-    page.table(
-        ["prompt", "found", "wanted"],
-        [[caption,
-          ", ".join(f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)),
-          ", ".join(wanted)]
-         for caption, names, scores, wanted in zip(
-             made.captions, found.names, found.scores, found.wanted, strict=True)],
+        openness_figure(dict(zip(made.captions, openness, strict=True)), needed),
+        f"The {K} of {zoo} adapters that suit a prompt best by their weights, and how far the gate "
+        "opens each; those that the prompt needs are bold. The gate sees embeddings alone, no "
+        "names, and was trained on other pairs.",
+        name="openness",
+        table=(
+            ("caption", "adapter", "needed", "open"),
+            [[caption, name, name in own, value]
+             for caption, own, found in zip(made.captions, needed, openness, strict=True)
+             for name, value in found.items()],
+        ),
     )  # fmt: skip
-    if made.gates is not None:
-        page.figure(
-            gate_map_figure(made.gates, note=made.captions[0]),
-            "Mean gates of the first image by layer and step, over tokens and channels; 1 is open.",
-            name="gates",
-            table=gate_table(made.gates),
-        )
+    page.figure(
+        sheet_figure(rows_of_images(made), title="Unseen pairs", note="the same noise for all"),
+        f"The true drawing, and images with what the gate opens, with the sum of all {K}, and with "
+        "the two adapters that the prompt needs, which the last column alone is told.",
+        name="pairs",
+        table=(("caption", "column"), [[c, name] for c in made.captions for name in made.images]),
+    )
+
+
+def rows_of_images(made: Drawn) -> dict[str, dict[str, np.ndarray]]:
+    """Return rows of images by way, for `diffusion.evaluation.figures.sheet_figure`."""
+    return {
+        caption: {name: images[[place]] for name, images in made.images.items()}
+        for place, caption in enumerate(made.captions)
+    }

@@ -154,14 +154,40 @@ def gate_map_figure(gates: GateMap, *, title: str = "Mean gates", note: str = ""
     return figure
 
 
-def gate_table(gates: GateMap) -> tuple[tuple[str, ...], list[list[object]]]:
-    """Return header and rows of the numbers that the maps show, steps from 1."""
-    return ("adapter", "layer", "step", "mean_gate"), [
-        [name, site, step + 1, mean]
-        for place, name in enumerate(gates.adapters)
-        for line, site in enumerate(gates.sites)
-        for step, mean in enumerate(gates.means[:, line, place].tolist())
-    ]
+CELL_WIDE, CELL_HIGH = 1.05, 0.34  # inches of an adapter in `openness_figure`
+
+
+def openness_figure(
+    opened: Mapping[str, Mapping[str, float]], needed: Sequence[Sequence[str]]
+) -> Figure:
+    """Draw how far adapters are open, prompts down and adapters across, the best suited first.
+
+    Args:
+        opened: Prompt -> adapter -> openness, from 0 to 1.
+        needed: Of each prompt, the adapters that it needs, which are bold.
+    """
+    most = max(map(len, opened.values()))
+    left = 0.3 + INCHES_PER_LETTER * max(map(len, opened))
+    wide, high = most * CELL_WIDE, len(opened) * CELL_HIGH
+    title, note = "What a prompt needs", "openness by the gate; bold: the prompt needs it"
+    figure = new_figure(max(left + wide + 0.2, width_of_head(title, note)), high + 1.1)
+    axes = place(figure, left, 0.15, wide, high)
+    values = np.full((len(opened), most), np.nan)
+    for row, (own, wanted) in enumerate(zip(opened.values(), needed, strict=True)):
+        for column, (name, value) in enumerate(own.items()):
+            values[row, column] = value
+            axes.text(
+                column, row, f"{name} {value:.2f}", ha="center", va="center",
+                fontsize=TEXT_SIZE - 1, color="white" if value > 0.5 else INK,
+                fontweight="bold" if name in wanted else "normal",
+            )  # fmt: skip
+    axes.imshow(values, SHARES, vmin=0, vmax=1, aspect="auto")
+    dress(axes, grid=False)
+    axes.set_yticks(range(len(opened)), list(opened), fontsize=TEXT_SIZE - 1, color=INK)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    head(figure, title, note)
+    return figure
 
 
 PAIR_LINE = 0.19  # inches

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import lightning as L
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core_gates.errors import GatesError
-from diffusion.data.concepts import Concept, Kind, concepts
+from diffusion.data.concepts import Concept, concepts
 from diffusion.data.pictures import captioned_images, read_image
 from diffusion.data.published_table import Load, split_table
 from diffusion.data.scenes import (
@@ -51,7 +51,6 @@ from diffusion.retrieval import (
     types_used,
 )
 from diffusion.retrieval.encoder_config import Shape
-from diffusion.retrieval.order import fit_order
 from diffusion.retrieval.retriever import LoraRetriever
 from diffusion.retrieval.retriever_data import Augmentation, RetrieverData
 from harness.files.digest import sha256
@@ -288,21 +287,6 @@ def own_card_of(piece: Piece, captions: list[str], architecture: str) -> dict[st
         "ss_tag_frequency": json.dumps({piece.method: dict(tags.most_common(LISTED))}),
     }
     return {name: value for name, value in card.items() if value}
-
-
-def in_roles(files: Mapping[str, Path]) -> tuple[list[LoraBundle], ...]:
-    """Return the adapters of subjects, and those of styles, of a zoo."""
-    return tuple(
-        [load_lora(files[concept.name]) for concept in concepts() if concept.kind == kind]
-        for kind in get_args(Kind)
-    )
-
-
-def train_order(piece: Piece, _: Job, files: Mapping[str, Path]) -> dict[str, Tensor]:
-    """Fit `diffusion.retrieval.order.fit_order` to the adapters of a zoo."""
-    return fit_order(
-        *in_roles(files), **{key: piece[key] for key in ("ridge", "quantile", "copies")}
-    )
 
 
 FOLDER = "encoder"

@@ -96,6 +96,13 @@ def load_gates(path: str | Path, sites: Iterable[str]) -> dict[str, dict[str, Te
     return states
 
 
+def mode_of(states: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """Return the mode of `diffusion.fusion.GatedFusion` that what `load_gates` has read is for."""
+    if "threshold" in states.get(SWITCH, {}):
+        return "relevance"
+    return "gated" if any("bias" in state for state in states.values()) else "strengths"
+
+
 def options_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the options of the gate that a state is of; those of its factors, if it has no more.
 

@@ -9,8 +9,10 @@ from typing import Any, Protocol, cast, get_args
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from core_gates.adapters import RelevanceGate
+from core_gates.adapters.relevance import MOST
 from core_gates.errors import GatesError, check_option
 from diffusion.fusion.baking import GateMap, GateRecorder, records_of
 from diffusion.fusion.gated_fusion import GatedFusion, Mode
@@ -22,12 +24,14 @@ from diffusion.fusion.protocol import (
     role_of,
     uncompiled,
 )
+from diffusion.fusion.retrieved import Retrieved
 from diffusion.library import Match
 from diffusion.lora_file import LoraBundle, LoraFileError
 from diffusion.models.flow_matching import GUIDANCE
 from diffusion.models.text_encoders import TextEncoder
 
 UNNAMED = "the prompt does not name it, as it does others{}: fill=True, or --fill, takes it, too"
+SHRINK = 2.7  # adapters that a sum adds in full; tuned on triples of the embedded base
 BROKEN = "{} are not finite: lower the strengths of the adapters, or leave one out"
 
 Make = Callable[[nn.Module, Mapping[str, LoraBundle]], Fusion]
@@ -37,8 +41,11 @@ Roles = Callable[[Mapping[str, LoraBundle]], Mapping[str, str]]
 class Library(Protocol):
     """Where adapters are found, such as `diffusion.library.LoraLibrary`."""
 
-    def search(self, prompt: str, k: int = 3) -> Sequence[Match]:
-        """Return the adapters that suit a prompt best, the best first."""
+    def search(self, prompt: str, k: int = 3, *, whole: bool = False) -> Sequence[Match]:
+        """Return the adapters that suit a prompt best, the best first; ``whole`` is for gates."""
+
+    def similarities(self, names: Sequence[str]) -> tuple[np.ndarray, str]:
+        """Return cosines of the embeddings of adapters (K, K), and the encoder's fingerprint."""
 
     def load(self, name: str) -> LoraBundle:
         """Read an adapter."""
@@ -53,12 +60,14 @@ class Used:
         strength: What it was weighed by.
         score: Of the search; None if it was named.
         role: That it was used in; None where nothing depends on it.
+        open: How far a relevance gate has opened it, from 0 to 1.
     """
 
     name: str
     strength: float
     score: float | None = None
     role: str | None = None
+    open: float | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,7 @@ class Generated:
             "adapters": [
                 {"name": adapter.name, "strength": adapter.strength, "score": adapter.score}
                 | ({} if adapter.role is None else {"role": adapter.role})
+                | ({} if adapter.open is None else {"open": adapter.open})
                 for adapter in self.adapters
             ],
             "skipped": dict(self.skipped),
@@ -165,16 +175,19 @@ class AutoLoraPipeline:
 
         Args:
             prompt: What to show; adapters are found by it.
-            k: Adapters to find. Those of other models are passed over for the next best; where all
-                are left out for their low scores, the model is alone.
+            k: Adapters to find, at most 8 for ``relevance``. Those of other models are passed over
+                for the next best; where all are left out for their low scores, the model is alone.
             fill: Whether adapters that the prompt does not name take part where it names others.
             adapters: Names of adapters of the library, or adapters by name, instead of a search;
                 none for the model alone.
-            strengths: Name -> factor of an adapter before its gates; 1 by default.
+            strengths: Name -> factor of an adapter before its gates; 1 by default, and `shrink` of
+                the number of adapters for the sum.
             roles: Name -> role, or what returns roles for adapters; by default what tags name.
             scores: Name -> score for a switch, by default the cosine in the search; others stay on.
             seed: Of the noise; the same one gives the same pixels.
-            mode: ``gated``, ``sum``, ``strengths``, or what makes a fusion, such as a rival.
+            mode: ``gated``, ``sum``, ``strengths``, or what makes a fusion, such as a rival; or
+                ``relevance``, which opens adapters as far as the prompt needs them, and is the sum
+                where they were named or not found by their weights.
             record_gates: Whether to record mean gates by step and layer.
             options: Of the pipeline.
 
@@ -183,8 +196,18 @@ class AutoLoraPipeline:
         """
         if not prompt.strip():
             raise GatesError("the prompt is empty: say what the image is to show")
-        bundles, matches, skipped = self._adapters(prompt, k, adapters, fill=fill)
+        if mode == "relevance" and k > MOST:
+            raise GatesError(
+                f"k={k}, but a gate opens at most {MOST} adapters: give {MOST} or less"
+            )
+        gated = mode == "relevance"
+        bundles, matches, skipped = self._adapters(prompt, k, adapters, fill=fill, whole=gated)
+        retrieved = self._retrieved([matches.get(label) for label in bundles]) if gated else None
+        if gated and retrieved is None:
+            mode = "sum"
         fusion, name = self._fusion(bundles, mode)
+        if mode == "sum" and strengths is None:
+            strengths = dict.fromkeys(bundles, shrink(len(bundles)))
         if fusion is not None and strengths:
             fusion.set_strengths(strengths)
         all_roles = {label: role_of(bundle) for label, bundle in bundles.items()} | dict(
@@ -194,6 +217,12 @@ class AutoLoraPipeline:
             cosines = {n: matches[n].weights for n in bundles if n in matches}
             given = {n: float(c) for n, c in cosines.items() if c is not None}
             fusion.describe(roles=all_roles, scores=given if scores is None else scores)
+        opened = dict[str, float]()
+        if isinstance(fusion, GatedFusion) and retrieved is not None:
+            fusion.suit(retrieved)
+            assert isinstance(fusion.context, RelevanceGate)
+            openness = cast(Tensor, fusion.context.opening())
+            opened = dict(zip(bundles, openness.flatten().tolist(), strict=True))
         options = self._options(options)
         images, gates = self._run(prompt, fusion, seed, record_gates, options)
         used = tuple(
@@ -201,7 +230,8 @@ class AutoLoraPipeline:
                 label,
                 1.0 if fusion is None else fusion.strengths[label],
                 float(matches[label].score) if label in matches else None,
-                all_roles[label] if getattr(fusion, "context", None) is not None else None,
+                all_roles[label] if getattr(fusion, "context", None) and not opened else None,
+                opened.get(label),
             )
             for label in bundles
         )
@@ -214,6 +244,7 @@ class AutoLoraPipeline:
         given: Sequence[str] | Mapping[str, LoraBundle] | None,
         *,
         fill: bool,
+        whole: bool,
     ) -> tuple[dict[str, LoraBundle], dict[str, Match], dict[str, str]]:
         if isinstance(given, Mapping):
             return dict(given), {}, {}
@@ -225,17 +256,28 @@ class AutoLoraPipeline:
             return {name: self.library.load(name) for name in given}, {}, {}
         if k < 1:
             raise GatesError(f"k={k} adapters are wanted: give 1 or more, or adapters=[] for none")
-        return self._search(self.library, prompt, k, fill=fill)
+        more = {"whole": True} if whole else {}
+        return self._search(self.library, prompt, k, more, fill=fill)
+
+    def _retrieved(self, matches: Sequence[Match | None]) -> Retrieved | None:
+        """Return what a search by weights knows of adapters; None if one was found otherwise."""
+        found = [one for one in matches if one and one.weights is not None and not one.named]
+        if self.library is None or not found or len(found) < len(matches):
+            return None
+        names = tuple(one.name for one in found)
+        similarities, encoder = self.library.similarities(names)
+        cosines = torch.tensor([[one.weights for one in found]])
+        return Retrieved(names, cosines, torch.from_numpy(similarities), encoder)
 
     def _search(
-        self, library: Library, prompt: str, k: int, *, fill: bool
+        self, library: Library, prompt: str, k: int, more: Mapping[str, bool], *, fill: bool
     ) -> tuple[dict[str, LoraBundle], dict[str, Match], dict[str, str]]:
         """Return the best adapters that fit the model, looking further for those that do not."""
         loaded: dict[str, LoraBundle] = {}
         skipped: dict[str, str] = {}
         sizes, wanted = linear_sizes(self.model), k
         while True:
-            matches = library.search(prompt, k=wanted)
+            matches = library.search(prompt, k=wanted, **more)
             for match in matches:
                 if match.name in loaded or match.name in skipped:
                     continue
@@ -273,8 +315,10 @@ class AutoLoraPipeline:
             fusion = mode(model, bundles)
             return fusion, type(fusion).__name__
         check_option("mode", mode, get_args(Mode), GatesError)
-        if mode == "strengths" and self.gates is None:
-            raise GatesError("mode='strengths' needs a file of trained strengths: give it as gates")
+        if mode in ("strengths", "relevance") and self.gates is None:
+            raise GatesError(
+                f"mode={mode!r} needs a file that was trained for it: give it as gates"
+            )
         gates = None if mode == "sum" else self.gates
         return GatedFusion(model, bundles, mode=cast(Mode, mode), gates=gates), mode
 
@@ -327,6 +371,11 @@ class AutoLoraPipeline:
             "negative_prompt_embeds": wrong.tokens,
             "negative_pooled_prompt_embeds": wrong.pooled,
         }
+
+
+def shrink(count: int) -> float:
+    """Return what a sum of so many adapters is multiplied by: tuned .9 for three, 1 for fewer."""
+    return min(1.0, SHRINK / count) if count else 1.0
 
 
 def _cosine(match: Match) -> str:

@@ -254,6 +254,7 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
         tag: str | None = None,
         weights: float = 1.0,
         metadata: float = 0.0,
+        whole: bool = False,
     ) -> Results[Match]:
         """Return the adapters that suit a prompt best; equal scores go to the lowest id.
 
@@ -270,6 +271,8 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
             weights: Weight a of the cosine in a hybrid search.
             metadata: Weight b of that fraction in a hybrid search; with the default of 0, the
                 ranking is free of metadata.
+            whole: Leave nothing out for a low cosine where the best is high enough and none is
+                named, for a gate that compares all.
 
         Returns:
             Results with a notice where weights could not be searched, or not those of all adapters.
@@ -280,7 +283,16 @@ class LoraLibrary(AbstractContextManager["LoraLibrary"]):
             LibraryError: An argument is wrong, or nothing is indexed.
         """
         filters = Filters(family, license, tag)
-        return self._opened().search(prompt, k, mode, Mix(weights, metadata), filters)
+        mix = Mix(weights, metadata)
+        return self._opened().search(prompt, k, mode, mix, filters, whole=whole)
+
+    def similarities(self, names: Sequence[str]) -> tuple[Vectors, str]:
+        """Return the cosines of the embeddings of K adapters (K, K), and the encoder's fingerprint.
+
+        Raises:
+            LibraryError: There is no encoder, or an adapter is unknown or not encoded.
+        """
+        return self._opened().similarities(names)
 
     def like(
         self,

@@ -257,8 +257,10 @@ class Searcher:
         self._reached: tuple[Served | None, float] = None, -1.0
         self._known: dict[tuple[tuple[int, int], Filters], Served] = {}
 
-    def search(self, prompt: str, k: int, mode: str, mix: Mix, filters: Filters) -> Results[Match]:
-        """Return the k best adapters.
+    def search(
+        self, prompt: str, k: int, mode: str, mix: Mix, filters: Filters, *, whole: bool = False
+    ) -> Results[Match]:
+        """Return the k best adapters; all of them if ``whole`` and the best is high enough.
 
         Raises:
             LibraryError: The prompt is empty, k is not positive, a weight is not finite, the mode
@@ -284,7 +286,7 @@ class Searcher:
         query = None if mode == "metadata" else self._queries([prompt])
         for _ in range(_ATTEMPTS):  # another process may write meanwhile
             version = self.catalog.database.version()
-            results = self._search(prompt, k, query, mode, mix, filters)
+            results = self._search(prompt, k, query, mode, mix, filters, whole)
             if self.catalog.database.version() == version:
                 break
         return results
@@ -339,8 +341,9 @@ class Searcher:
         return self._known[key]
 
     def _search(
-        self, prompt: str, k: int, query: Vectors | None, mode: str, mix: Mix, filters: Filters
-    ) -> Results[Match]:
+        self, prompt: str, k: int, query: Vectors | None, mode: str, mix: Mix, filters: Filters,
+        whole: bool,
+    ) -> Results[Match]:  # fmt: skip
         named = self._named(prompt, filters) if mode == "names" else {}
         if query is None or self.encoder is None:
             reason = "" if mode == "metadata" else NO_ENCODER
@@ -372,10 +375,31 @@ class Searcher:
             and not (mix.metadata and match.metadata)
         }
         kept = tuple(match for match in matches if match.name not in low)
+        if whole and kept and not any(match.named for match in kept):
+            kept, low = matches, {}
         more = sorted({*named.values()} - {match.named for match in matches})
         unused = f"the prompt names {', '.join(more)}, too: --k {k + len(more)} considers all"
         notices = "; ".join(filter(None, (served.lacking, unused * bool(more))))
         return Results(kept, mode, notices, low, floor)
+
+    def similarities(self, names: Sequence[str]) -> tuple[Vectors, str]:
+        """Return the cosines of adapters with each other (K, K), and what encodes them.
+
+        Args:
+            names: Of K adapters.
+
+        Raises:
+            LibraryError: There is no encoder, or it has not encoded one of them.
+        """
+        if self.encoder is None:
+            raise LibraryError(f"{NO_ENCODER}: adapters cannot be compared by their embeddings")
+        served = self._served(self.encoder, Filters())
+        rows = dict(zip(served.ids.tolist(), served.rows.tolist(), strict=True))
+        places = [rows.get(self.catalog.find(name).id, -1) for name in names]
+        if lacking := [name for name, row in zip(names, places, strict=True) if row < 0]:
+            raise LibraryError(f"{lacking[0]!r} has no embedding of this encoder: index it again")
+        vectors = served.view[places]
+        return vectors @ vectors.T, self.encoder.fingerprint
 
     def _by_metadata(
         self, prompt: str, k: int, filters: Filters, named: Mapping[int, str], reason: str

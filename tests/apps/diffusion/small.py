@@ -9,6 +9,7 @@ from diffusion.data.concepts import concepts
 from diffusion.experiments.trained_gates import GatesForm
 from diffusion.experiments.zoo import EncoderForm, shape_of
 from diffusion.fusion import GatedFusion
+from diffusion.fusion.gates_file import gate_tensors
 from diffusion.lora_file import Factors, LoraBundle, load_lora, save_lora
 from diffusion.models.embedded_base import EmbeddedBase, PatchAutoencoder, transformer_of
 from diffusion.models.text_encoders import text_encoder
@@ -101,3 +102,13 @@ def write_world(root):
     fusion.save_gates(root / "made.safetensors")
     piece = world.run.piece("gates", 0, start=world.zoo_digest, learning_rate=0.01)
     world.run.store("gates", GatesForm()).keep(piece, load_file(root / "made.safetensors"))
+    write_relevance_gate(world, dict(list(zoos[0].items())[:2]))
+
+
+def write_relevance_gate(world, adapters):
+    """Write a relevance gate that opens all, the more the higher their cosines."""
+    fusion = GatedFusion(world.base.transformer, adapters, mode="relevance", everywhere=True)
+    fusion.context.width.fill_(1.0)
+    run = world.beside("retrieved")
+    piece = run.piece("relevance gate", 0, start=world.zoo_digest)
+    run.store("gates", GatesForm()).keep(piece, gate_tensors(fusion.gate_states()))

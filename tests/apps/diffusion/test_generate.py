@@ -11,11 +11,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from apps.diffusion.generate import Sampling, name_of, record_of
-from apps.diffusion.studio import DRAWS, Studio
+from apps.diffusion.studio import DRAWS, USED, Studio
 from apps.main import main
 from core_gates.errors import GatesError
 from diffusion.data.concepts import concepts
 from diffusion.data.pictures import parameters_of
+from diffusion.experiments.trained_gates import FILE
 from diffusion.fusion.pipeline import Generated
 from diffusion.library import Results
 from diffusion.lora_file import FluxShape
@@ -80,8 +81,8 @@ def test_chunk_and_record_hold_what_made_the_image(made, small_world):
     assert (night["strength"], night["score"], night["why"]) == (0.5, None, "it was named")
     assert (snow["title"], len(snow["sha256"])) == ("deep snow", 64)
     assert set(record["gates"]) == {"night", "snow"}
-    assert 0 < night["mean_gate"] < 1
-    assert f"{night['mean_gate']:.3f}" in printed
+    assert 0 < night["open"] < 1
+    assert f"{night['open']:.3f}" in printed
     assert len(record["gates"]["night"]["by_step"]) == 2
     assert "blocks.0.ff_a.2" in record["gates"]["night"]["by_layer"]
     assert {n: len(d or "") for n, d in record["hashes"].items()} == {
@@ -234,6 +235,10 @@ def test_faulty_calls(small_world, gates, faulty_inputs, write):
             ),
             "adapters twice": (call("--adapters", "fox,fox"), "names 'fox' twice"),
             "adapters without a name": (call("--adapters", "fox,,"), "expected names such as"),
+            "k of 9": (call("--k", "9", "--mode", "relevance"), "k=9, but a gate opens at most 8"),
+            "a mode without gates": (
+                call("--mode", "relevance", given=HERE), "run `gates diffusion evaluate --config",
+            ),
             "k of 0": (call("--k", "0"), "--k is 0, expected 1 or more"),
             "k and adapters": (call("--k", "1", "--adapters", "fox"), "exclude each other"),
             "a strength that is no number": (call("--adapters", "fox:nan"), "strength 'nan'"),
@@ -314,7 +319,9 @@ def test_gates_that_were_trained_here_are_named(gates, samples, zoo_root, write,
     monkeypatch.setattr("apps.diffusion.embedded_world.World", write.world_of)
     words = ("generate", "snow", "--root", zoo_root, "--index", "index", "--output", "out",
              "--steps", "1", "--adapters", concepts()[0].name)  # fmt: skip
-    own = zoo_root / "diffusion" / "embedded" / "gates" / "gates-s0" / "gates.safetensors"
+    own = zoo_root.joinpath(
+        "diffusion", *USED["relevance"][:1], "gates", USED["relevance"][1], FILE
+    )
     line = f"note: the gates are {own}, trained in this run folder, not those that ship"
     assert line in gates(*words)
     assert line not in gates(*words, "--mode", "sum")
@@ -337,11 +344,11 @@ def test_what_ships_is_named_where_it_is_missing(small_world, faulty_inputs, mon
     from apps.diffusion import studio
     from apps.diffusion.studio import Shipped
 
-    monkeypatch.setattr(studio, "shipped", lambda world: Shipped(None, {}, None, None))
+    monkeypatch.setattr(studio, "shipped", lambda world: Shipped(None, {}, None, {}))
     monkeypatch.setattr("apps.diffusion.embedded_world.World", lambda root: None)
     words = "the embedded base is missing"
     faulty_inputs({"nothing ships": (call(given=()), words)}, folder=small_world)
-    found = Shipped(small_world / "base", {}, None, None)
+    found = Shipped(small_world / "base", {}, None, {})
     monkeypatch.setattr(studio, "shipped", lambda world: found)
     words = "the shipped adapters are missing"
     faulty_inputs({"no zoo ships": (call(given=()), words)}, folder=small_world)

@@ -94,22 +94,19 @@ def keep_losses(run, group="test2"):
     return found
 
 
-def test_differences_by_pair_and_gates(run_of, root, write, monkeypatch):
-    monkeypatch.setattr("apps.diffusion.generate.STEPS", 2)
+def test_differences_by_pair(run_of, root, write):
     run = run_of("fusion")
     kept = keep_losses(run)
     choice = Choice({"weight": 1.0, "density": 0.5}, [{"score": 0.1}], [])
     run.store(CHOICES, Figures()).keep(run.piece("ties", 100), choice._asdict())
-    page = write_report(run, write.world_of(root), "fusion").read_text()
-    assert figures(run) == {"bars", "pairs-test2", "gates"}
+    write_report(run, write.world_of(root), "fusion")
+    assert figures(run) == {"bars", "pairs-test2"}
     rows = numbers(run, "pairs-test2")
     assert {row["rival"] for row in rows} == {"sum", "mean", "ties tuned"}
-    assert {row["step"] for row in numbers(run, "gates")} == {"1", "2"}
     own, other = (np.mean([np.nanmean(one, 1) for one in kept[m]], 0) for m in ("gates", "sum"))
     expected = np.log(own[0] / other[0])
     assert float(rows[0]["log_loss_ratio"]) == pytest.approx(expected, abs=1e-5)
     assert rows[0]["combination"] == combinations("test2")[0].name
-    assert "Gates are not shown" not in page
 
 
 def test_images_of_pairs(run_of, root, write):
@@ -125,12 +122,10 @@ def test_images_of_pairs(run_of, root, write):
 
 
 def test_what_is_missing_is_said(run_of, root, write):
-    shutil.rmtree(root / "diffusion" / "embedded" / "gates")
     world = write.world_of(root)
     world.run.package = None
     page = write_report(run_of("fusion"), world, "fusion").read_text()
-    for text in ("no losses of gates yet", "Gates are not shown: gates are miss"):
-        assert text in page
+    assert "no losses of gates yet" in page
     assert losses_of(run_of("fusion"), "test2") == {}
     page = write_report(run_of("images"), world, "images").read_text()
     assert "There are no images yet" in page

@@ -41,42 +41,62 @@ def test_all_that_is_needed_is_found(zoo_root, write):
 @pytest.mark.parametrize(
     ("place", "lacking"),
     [
-        ("bases/base-s0", ["base"]),
-        ("zoos/zoo-s0", ["adapters", "encoder", "gates"]),
-        ("encoders/encoder-s0", ["encoder"]),
-        ("gates/gates-s0", ["gates"]),
+        ("embedded/bases/base-s0", ["base"]),
+        ("embedded/zoos/zoo-s0", ["adapters", "encoder", "relevance gate"]),
+        ("embedded/encoders/encoder-s0", ["encoder"]),
+        ("retrieved/gates/relevance_gate-s0", ["relevance gate"]),
     ],
 )
 def test_what_is_missing_is_named(root, place, lacking, write):
     world = write.world_of(root)
     world.base  # noqa: B018 (adapters of seed 1 need it)
-    shutil.rmtree(root / "diffusion" / "embedded" / place)
+    shutil.rmtree(root / "diffusion" / place)
     world = write.world_of(root)
     world.run.package = None
     assert shipped(world).lacking == lacking
 
 
 def test_gates_of_another_zoo_are_not_used(root, write):
-    record = root / "diffusion" / "embedded" / "gates" / USED["gated"] / "record.json"
+    record = root / "diffusion" / "embedded" / "gates" / USED["gated"][1] / "record.json"
     content = json.loads(record.read_text())
     record.write_text(json.dumps(content | {"settings": {"start": "another"}}))
-    assert shipped(write.world_of(root)).gates is None
+    assert list(shipped(write.world_of(root)).gates) == ["relevance"]
 
 
 def test_a_prompt_alone_is_enough(root, write, gates, monkeypatch):
     monkeypatch.setattr("apps.diffusion.embedded_world.World", write.world_of)
+    call = ("generate", "an upside down animal on white", "--root", root, "--steps", 1)
+    printed = gates(*call, "--least=-1")
+    assert "adapters, relevance" in printed
+    (path,) = (root / "diffusion" / "embedded" / "images").glob("*.json")
+    record = json.loads(path.read_text())
+    assert (record["mode"], len(record["adapters"])) == ("relevance", 6)
+    for one in record["adapters"]:  # the gate begins as a soft threshold, of width 1 here
+        assert one["open"] == pytest.approx(1 / (1 + np.exp(0.2 - one["score"])), abs=1e-3)
+        assert f"{one['open']:.3f}" in printed
+    assert all(record["hashes"].values())
+    assert record["model"] == "base-s0"
+    gates(*call, "--least=-1")
+    assert json.loads(path.read_text()) == record
+
+
+def test_named_adapters_are_summed_and_others_gated_as_far_as_asked(root, write, gates,
+                                                                     monkeypatch):  # fmt: skip
+    monkeypatch.setattr("apps.diffusion.embedded_world.World", write.world_of)
     call = ("generate", "an inverted red fish on white", "--root", root, "--steps", 1, "--least=-1")
     printed = gates(*call, "--fill")
-    assert "adapters, gated" in printed
-    assert "cosine of its weights and the prompt" in printed
+    assert "adapters, sum" in printed
     assert printed.count("named: ") == 2
     (path,) = (root / "diffusion" / "embedded" / "images").glob("*.json")
     record = json.loads(path.read_text())
-    assert (record["mode"], len(record["adapters"])) == ("gated", 3)
-    assert all(record["hashes"].values())
-    assert record["model"] == "base-s0"
-    gates(*call, "--fill")
-    assert json.loads(path.read_text()) == record
+    assert {one["strength"] for one in record["adapters"]} == {2.7 / 6}
+    assert {one["open"] for one in record["adapters"]} == {None}
+    path.unlink()
+    gates(*call, "--mode", "gated", "--k", "2")
+    (path,) = (root / "diffusion" / "embedded" / "images").glob("*.json")
+    record = json.loads(path.read_text())
+    assert [one["strength"] for one in record["adapters"]] == [1.0, 1.0]
+    assert all(0 < one["open"] < 1 for one in record["adapters"])
 
 
 @pytest.mark.fault("46 D1")
@@ -87,8 +107,9 @@ def test_where_a_prompt_names_adapters_others_are_listed_alone(root, write, gate
     (path,) = (root / "diffusion" / "embedded" / "images").glob("*.json")
     record = json.loads(path.read_text())
     assert [one["name"] for one in record["adapters"]] == ["fish", "inverted"]
-    (third,) = record["skipped"]
-    assert f"left out: {third}: the prompt does not name it" in printed
+    assert len(record["skipped"]) == 4
+    for name in record["skipped"]:
+        assert f"left out: {name}: the prompt does not name it" in printed
 
 
 def test_all_that_ships_is_found_by_its_name_alone(root, write, gates, monkeypatch, tmp_path):
@@ -149,15 +170,19 @@ def test_prompts_that_name_adapters_get_no_others(library, monkeypatch):
     assert np.mean(added[True]) > 0.1  # which the limit of cosines does not keep away
 
 
-def test_adapters_of_another_library_are_summed(library, gates, tmp_path):
+def test_the_gate_that_ships_opens_what_a_prompt_needs(library, gates, tmp_path):
     files, own = library.zoo_files(0), tmp_path / "own"
     own.mkdir()
-    for name in ("mushroom", "scanned"):
+    for name in ("fish", "cup", "dotted", "gridded", "grayscale", "duotone", "arrow"):
         shutil.copy(files[name], own / f"{name}.safetensors")
-    words = ("generate", "a mushroom", "--adapters", "mushroom,scanned", "--root", tmp_path,
-             "--steps", 1)  # fmt: skip
-    assert NO_GATES in gates(*words, "--library", own)
-    assert NO_GATES not in gates(*words)
+    call = ("generate", "a blue feline in dots", "--root", tmp_path, "--steps", 1)
+    for words in ((), ("--library", own)):  # a library of one's own, too
+        gates(*call, *words, "--output", tmp_path / f"out{len(words)}")
+        (path,) = (tmp_path / f"out{len(words)}").glob("*.json")
+        opened = {one["name"]: one["open"] for one in json.loads(path.read_text())["adapters"]}
+        assert len(opened) == 6
+        assert [name for name, value in opened.items() if value > 0.5] == ["dotted"]
+    assert NO_GATES not in gates("generate", "a cup", "--root", tmp_path, "--steps", 1)
 
 
 def test_limit_of_those_that_ship(library):

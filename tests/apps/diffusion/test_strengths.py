@@ -1,10 +1,9 @@
-"""Strengths by layer of a file, in images and in one adapter; roles that are told or seen."""
+"""Strengths by layer of a file, in images and in one adapter; roles that are told or tagged."""
 
 import hashlib
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,18 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from apps.diffusion.adapter_files import roles_of
-from apps.diffusion.embedded_world import ORDER
 from apps.diffusion.studio import USED, shipped
 from core_gates.errors import GatesError
 from diffusion.experiments.trained_gates import GatesForm
-from diffusion.experiments.zoo import train_order
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.baking import bake
 from diffusion.fusion.gates_file import gate_tensors
 from diffusion.lora_file import Factors, LoraBundle, load_lora
 from diffusion.models.embedded_base import EmbeddedBase
-from diffusion.retrieval.order import RoleOrder
-from harness.experiment import Arrays
 
 HERE = ("--base", "base", "--library", "loras", "--steps", "2", "--adapters", "fox,snow")
 MODE = ("--mode", "strengths", "--gates", "strengths.safetensors")
@@ -123,7 +118,10 @@ def test_faulty_images(strengths, faulty_inputs, gates, small_world):
     faulty_inputs(
         {
             "no roles": (call(*MODE), ASKED),
-            "no strengths": (call(*MODE[:2], *ROLES), "--mode strengths needs trained ones"),
+            "no strengths": (
+                call(*MODE[:2], *ROLES),
+                "--mode strengths needs what is trained for it",
+            ),
             "gates": (call(*other), "holds gates, not strengths"),
             "an unknown adapter": (call(*MODE, "--roles", "fxo:style"), "is named 'fxo'"),
             "roles of a sum": (
@@ -176,43 +174,28 @@ def bundle(tags=""):
     return LoraBundle("flux", modules, metadata={"modelspec.tags": tags})
 
 
-def ranks(*names):
-    """An order by weights with this result, or that does not decide."""
-    return lambda: SimpleNamespace(ranked=lambda _: list(names) or None)
-
-
-def missing():
-    return None
-
-
 @pytest.mark.parametrize(
-    ("tags", "given", "order", "expected"),
+    ("tags", "given", "expected"),
     [
-        ({"a": "", "b": ""}, {"b": "subject"}, missing, {"a": "any", "b": "subject"}),
-        ({"a": "style", "b": ""}, {"b": "subject"}, missing, {"a": "style", "b": "subject"}),
-        ({"a": "style", "b": "subject, b"}, {}, ranks("a", "b"), {"a": "style", "b": "subject"}),
-        ({"a": "", "b": "", "c": ""}, {}, ranks("b", "c", "a"),
-         {"a": "style", "b": "subject", "c": "style"}),
-        ({"a": "style", "b": ""}, {}, ranks("b", "a"), {"a": "style", "b": "subject"}),
-        ({"a": "subject", "b": ""}, {}, ranks("a", "b"), {"a": "subject", "b": "style"}),
-        ({"a": ""}, {}, ranks("a"), {"a": "any"}),  # nothing to tell it from
-        ({}, {}, missing, {}),
+        ({"a": "", "b": ""}, {"b": "subject"}, {"a": "any", "b": "subject"}),
+        ({"a": "style", "b": ""}, {"b": "subject"}, {"a": "style", "b": "subject"}),
+        ({"a": "style", "b": "subject, b"}, {}, {"a": "style", "b": "subject"}),
+        ({"a": ""}, {}, {"a": "any"}),  # nothing to tell it from
+        ({}, {}, {}),
     ],
-)  # fmt: skip
-def test_roles_are_given_tagged_or_seen(tags, given, order, expected):
-    assert roles_of({name: bundle(own) for name, own in tags.items()}, given, order) == expected
+)
+def test_roles_are_given_or_tagged(tags, given, expected):
+    assert roles_of({name: bundle(own) for name, own in tags.items()}, given) == expected
 
 
-@pytest.mark.parametrize("order", [missing, ranks(), ranks("b", "a", "c")])  # the last: b is tagged
-def test_roles_that_nothing_tells_are_asked_for(order):
+def test_roles_that_nothing_tells_are_asked_for():
     adapters = {"a": bundle(), "b": bundle("style"), "c": bundle()}
     with pytest.raises(GatesError, match="such as a:subject,b:style"):
-        roles_of(adapters, {}, order)
-    assert roles_of(adapters, {}, order, ask=False) == {"a": "any", "b": "style", "c": "any"}
+        roles_of(adapters, {})
+    assert roles_of(adapters, {}, ask=False) == {"a": "any", "b": "style", "c": "any"}
 
 
-def test_what_ships_is_used_with_the_order_of_its_weights(zoo_root, write, gates, monkeypatch,
-                                                          tmp_path, capsys):  # fmt: skip
+def test_strengths_that_were_trained_here_are_used(zoo_root, write, gates, monkeypatch, tmp_path):
     shutil.copytree(zoo_root, tmp_path / "runs")
     world = write.world_of(tmp_path / "runs")
     monkeypatch.setattr("apps.diffusion.embedded_world.World", write.world_of)
@@ -220,23 +203,12 @@ def test_what_ships_is_used_with_the_order_of_its_weights(zoo_root, write, gates
     made = drawn(world.base.transformer, {name: load_lora(files[name]) for name in list(files)[:2]})
     piece = world.run.piece("layer_strengths + role", 0, start=world.zoo_digest)
     world.run.store("gates", GatesForm()).keep(piece, gate_tensors(made.gate_states()))
-    assert shipped(world).strengths.parent.name == USED["strengths"] == piece.name
-    assert world.order() is None
-    assert (found := world.order(fit=True)) is not None
-    assert len(found.layers) == 3
-    shutil.rmtree(world.run.folder / "orders")
-    names = ",".join(list(files)[::39])
-    call = ("generate", "a house", "--root", world.run.folder.parents[1], "--steps", "1",
-            "--adapters", names, "--mode", "strengths", "--output", tmp_path / "out")  # fmt: skip
-    piece = world.run.piece("order", 0, start=world.zoo_digest, **ORDER)
-    learned = train_order(piece, SimpleNamespace(note=lambda **_: None), files)
-    learned["decision"][1] = -1e9  # weights that are drawn at random show nothing
-    given = [load_lora(files[name]) for name in names.split(",")]
-    learned["decision"][0] -= RoleOrder(learned).scores(given)[0].mean()
-    world.run.store("orders", Arrays()).keep(piece, learned)
-    gates(*call)
+    assert shipped(world).gates["strengths"].parent.name == USED["strengths"][1] == piece.name
+    first, second = list(files)[::39]
+    gates("generate", "a house", "--root", world.run.folder.parents[1], "--steps", "1",
+          "--adapters", f"{first},{second}", "--mode", "strengths", "--output", tmp_path / "out",
+          "--roles", f"{first}:subject,{second}:style")  # fmt: skip
     (path,) = (tmp_path / "out").glob("*.json")
     record = json.loads(path.read_text())
-    ranked = world.order().ranked({name: load_lora(files[name]) for name in names.split(",")})
-    assert [one["role"] for one in record["adapters"] if one["name"] == ranked[0]] == ["subject"]
-    assert [one["role"] for one in record["adapters"] if one["name"] == ranked[1]] == ["style"]
+    roles = {one["name"]: one["role"] for one in record["adapters"]}
+    assert roles == {first: "subject", second: "style"}

@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 
 from apps.diffusion import tour as module
-from apps.diffusion.generate import TRUE, PairImages
+from apps.diffusion.generate import TRUE
 from apps.diffusion.studio import Shipped
-from apps.diffusion.tour import Found, rows_of, tour
+from apps.diffusion.tour import ALL, GATE, NEEDED, Drawn, rows_of, tour
 from apps.main import App, main
 from diffusion.data.concepts import held_out_pairs
+from diffusion.fusion.pipeline import Used
 from harness.report.page import Page, StopSkippedError
 
 
 @pytest.fixture
 def few(monkeypatch):
     monkeypatch.setattr(module, "SHOWN", 2)
-    monkeypatch.setattr("apps.diffusion.generate.STEPS", 1)
+    monkeypatch.setattr(module, "STEPS", 1)
 
 
 def test_the_stop_shows_prompts_adapters_and_images(zoo_root, write, few, monkeypatch, capsys):
@@ -25,18 +26,14 @@ def test_the_stop_shows_prompts_adapters_and_images(zoo_root, write, few, monkey
     monkeypatch.setattr("harness.runs.terminal.SHORT", 0.01)
     monkeypatch.setattr(module, "SHORT", 0.01)
     stop = tour(zoo_root, said.append, world=write.world_of(zoo_root))
-    search, images = stop.rows
-    assert re.fullmatch(r"[0-4] of 4", search.value)
-    assert search.metric == "right adapters among the 3 found of 40"
-    assert search.baseline == "chance 0.3"
+    opened, images = stop.rows
+    assert re.fullmatch(r"[0-4] of 4", opened.value)
+    assert opened.metric == "needed adapters opened, of 6 found of 40"
     assert float(images.value) > 0
-    assert images.baseline.startswith("plain sum 0.")
+    assert images.baseline.startswith("sum of the 6 0.")
     page = Page("Tour").section(stop.title)
     stop.draw(page)
-    html = page.html()
-    assert html.count("<figure>") == 2
-    assert html.index("<figure>") < html.index("<p>")
-    assert "fish, dotted" in html
+    assert page.html().count("<figure>") == 2
     assert any("2 prompts" in text for text in said)
     lines = re.findall(r"making images: (.+)  (\d of 2)  \d+ s\n", capsys.readouterr().out)
     first, second = dict.fromkeys(lines)
@@ -48,9 +45,12 @@ def made(gated, plain):
     pairs = held_out_pairs()[: len(gated)]
     images = {
         name: np.stack([np.full((4, 4, 3), value, np.uint8) for value in values])
-        for name, values in ((TRUE, [0] * len(gated)), ("gated", gated), ("sum", plain))
+        for name, values in ((TRUE, [0] * 4), (GATE, gated), (ALL, plain), (NEEDED, plain))
     }
-    return PairImages(["a"] * len(pairs), images, None)
+    names = [(*pair.adapters, "none of them") for pair in pairs]
+    used = [tuple(map(Used, own, [1.0] * 3, [0.3] * 3, [None] * 3, [0.9, 0.4, 0.6]))
+            for own in names]  # fmt: skip
+    return Drawn(pairs, ["a"] * len(pairs), images, used)
 
 
 @pytest.mark.parametrize(
@@ -62,17 +62,19 @@ def made(gated, plain):
     ],
 )
 def test_verdicts_follow_the_figures(gated, plain, word):
-    found = Found([["a", "b", "c"]] * 4, [[1.0] * 3] * 4, [("a", "c")] * 4, 40)
-    search, images = rows_of(found, made(gated, plain))
-    assert search.value == "8 of 8"
+    opened, images = rows_of(made(gated, plain), 40)
+    assert (opened.value, opened.baseline) == ("4 of 8", "8 of 8 are found")
+    assert opened.verdict == "of 4 useless ones 4 opened"
     assert images.verdict.startswith(word)
 
 
 def test_missing_weights_are_a_reason_not_a_training(
     zoo_root, write, monkeypatch, tmp_path, capsys
 ):
-    monkeypatch.setattr(module, "shipped", lambda world: Shipped(None, {}, None, None))
-    with pytest.raises(StopSkippedError, match=r"weights are missing \(base, adapters, encoder, g"):
+    monkeypatch.setattr(module, "shipped", lambda world: Shipped(None, {}, None, {}))
+    with pytest.raises(
+        StopSkippedError, match=r"are missing \(base, adapters, encoder, relevance gate"
+    ):
         tour(tmp_path / "a", print, world=write.world_of(zoo_root))
     monkeypatch.setattr(module, "World", lambda folder, quick: write.world_of(zoo_root))
     table = {

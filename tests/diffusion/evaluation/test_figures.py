@@ -6,7 +6,7 @@ import torch
 
 from diffusion.evaluation.figures import (
     gate_map_figure,
-    gate_table,
+    openness_figure,
     pair_differences_figure,
     retrieval_figure,
     retrieval_table,
@@ -67,11 +67,18 @@ def test_gate_maps_show_means_by_layer_and_step():
     assert maps[0].mask[1].all()
     assert f"fruit: {float(means[:, 0, 0].mean()):.2f}" in texts(figure)
     figure.canvas.draw()
-    header, rows = gate_table(gates)
-    assert (header, len(rows)) == (("adapter", "layer", "step", "mean_gate"), 12)
-    assert rows[7] == ["noto", "blocks.0.a", 2, means[1, 0, 1].item()]
     with pytest.raises(ValueError, match="empty"):
         gate_map_figure(GateMap((), (), torch.empty(0, 0, 0)))
+
+
+def test_openness_is_shown_by_prompt_and_adapter():
+    opened = {"a dotted fish": {"fish": 0.9, "dotted": 0.25}, "a $\\frac cup": {"cup": 1.0}}
+    figure = openness_figure(opened, [("fish",), ("cup", "rayed")])
+    (axes,) = figure.axes
+    np.testing.assert_allclose(axes.images[0].get_array().filled(-1), [[0.9, 0.25], [1.0, -1]])
+    shown = {text.get_text(): text.get_fontweight() for text in axes.texts}
+    assert shown == {"fish 0.90": "bold", "dotted 0.25": "normal", "cup 1.00": "bold"}
+    figure.canvas.draw()  # a dollar in a prompt is no formula
 
 
 def test_the_closest_adapter_of_each_concept_is_marked():

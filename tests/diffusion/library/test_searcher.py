@@ -200,6 +200,28 @@ def test_adapters_below_the_least_score_are_left_out(filled, root, encoders):
         assert {m.name for m in hybrid} == {*order[:2], "0", "2"}  # words are a reason, too
         assert set(hybrid.left_out) == set(order) - {m.name for m in hybrid}
         assert len(library.search("a red fox", 4, "metadata")) == 2
+        whole = library.search("a red fox", 4, "weights", whole=True)
+        assert ([m.name for m in whole], whole.left_out) == (order[:4], {})
+    with LoraLibrary(root, encoders.Probes(), encoders.Words(), least=0.9999) as library:
+        none = library.search("a red fox", 4, "weights", whole=True)
+        assert (len(none), len(none.left_out)) == (0, 4)
+
+
+def test_a_name_in_the_prompt_leaves_out_what_is_low_for_a_gate_too(called):
+    found = called.search("a red fox", 4, whole=True)
+    assert [one.named for one in found] == ["Red_Fox"]
+    assert len(found.left_out) == 3
+
+
+def test_adapters_are_compared_by_their_embeddings(filled, root):
+    names = [adapter.name for adapter in filled.adapters()]
+    similarities, encoder = filled.similarities(names[:3])
+    vectors = np.stack([filled.encoder.encode(filled.load(name)) for name in names[:3]])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert similarities == pytest.approx(vectors @ vectors.T, abs=1e-6)
+    assert encoder == filled.encoder.fingerprint
+    with LoraLibrary(root) as library, pytest.raises(LibraryError, match="no encoder is given: "):
+        library.similarities(names[:3])
 
 
 @pytest.mark.fault("diffusion D3")

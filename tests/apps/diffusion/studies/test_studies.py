@@ -17,7 +17,6 @@ from apps.diffusion.studies.base_study import Asked
 from core_gates.errors import GatesError
 from diffusion.data.scenes import colors_of
 from diffusion.data.shapes import SHAPES
-from diffusion.experiments.zoo import in_roles
 from harness.experiment import Run
 from harness.runs.terminal import quiet_lightning
 
@@ -73,18 +72,15 @@ def test_the_base_is_scored_on_colors_of_no_training_and_no_choice(name):
         assert not seen & {(one.shape, (one.color, one.ground)) for one in shown}
 
 
-def test_retrieval(world, asked, write, tmp_path, monkeypatch):
+def test_retrieval(world, asked, monkeypatch):
     for name, own in base.METHODS.items():
         monkeypatch.setitem(base.METHODS, name, own | {"steps": 2, "captions": 4})
     monkeypatch.setattr(base, "WORDS", 40)
     shutil.rmtree(world.run.folder / "encoders")
     base.retrieval_study(asked("retrieval"), world)
     found = scores_of(asked("retrieval"))
-    assert len(found["bars"]) == 8
+    assert len(found["bars"]) == 6
     rows = {(r["method"], r["task"], r["metric"]): r for r in found["rows"] if not r["versus"]}
-    fitted = write.world_of(tmp_path / "runs").order()
-    for name, value in fitted.verdicts(*in_roles(world.zoo_files(1))).items():
-        assert rows[base.ORDERED, base.PAIRS_OF_SECOND, name]["value"] == value
     assert rows["chance", base.KNOWN, "recall@1"]["value"] == pytest.approx(1 / 40)
     assert rows["phrase lookup", base.KNOWN, "recall@1"]["value"] < 0.1
     assert rows[base.READ, base.SHIPPED, "recall@3"]["n"] == 40

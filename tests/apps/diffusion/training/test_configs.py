@@ -119,7 +119,7 @@ def test_strengths_of_the_zoo_are_those_of_the_studies(zoo, capsys, monkeypatch)
     words = ["--what", "strengths", "--role_fraction", "1", "--steps", "2"]
     assert main(["diffusion", "train-gates", *words]) == 0, capsys.readouterr().err
     made = Path(capsys.readouterr().out.strip().splitlines()[-1])
-    assert made.parent.name == USED["strengths"]
+    assert made.parent.name == USED["strengths"][1]
     found = json.loads((made.parent / "record.json").read_text())
     assert found["identity"]["method"] == "layer_strengths + role"
     own = {"steps": 2, "start": zoo.zoo_digest}
