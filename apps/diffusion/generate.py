@@ -223,24 +223,20 @@ def generate(
 ) -> None:
     """Make images of PROMPT with the adapters that suit it, each as far as the prompt needs it.
 
-    Each image is a PNG with its parameters, next to a JSON file with all that decided it. The same
-    seed gives the same bytes.
+    Each is a PNG next to a JSON file with all that decided it; equal seeds give equal bytes.
 
     Args:
         place: Filled in by the command line.
         sources: Base, library and gates.
         sampling: Seeds, steps and guidance.
         prompt: What the images are to show, in words.
-        k: Largest number of adapters that are found by the prompt; if null, 6 where a gate opens
-            those that are needed, and 3 otherwise.
+        k: Most adapters that are found by the prompt; 6 for relevance, otherwise 3, if null.
         fill: Where the prompt names adapters, take others that suit it, too, up to --k.
         adapters: Names of adapters of the library instead of a search, with strengths, such as
             a:0.8,b; none for the base alone.
-        mode: How adapters are combined: relevance, gated, strengths, sum, or a rival such as mean,
-            switch or k_lora; as the gates that are given say, or else relevance for the embedded
-            base and the sum for others, if null.
-        roles: Roles of adapters, such as a:subject,b:style, for gates that depend on them; those of
-            tags if null.
+        mode: How adapters are combined: relevance, gated, strengths, sum, or a rival such as mean
+            or k_lora; if null, as the gates are for, and the sum without any.
+        roles: Roles of adapters, such as a:subject,b:style, for gates; those of tags if null.
         output: Folder of the images; that of the run if null.
     """
     from apps.diffusion.embedded_world import World, root_of

@@ -1,18 +1,17 @@
 """What makes images: a base, a library of adapters and gates, found, read and checked."""
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-import numpy as np
 import torch
 
 from apps.diffusion.adapter_files import roles_of
 from apps.diffusion.embedded_world import EMBEDDED, LIBRARY, World
+from apps.diffusion.finder import Finder
 from apps.diffusion.search import read_encoder
 from apps.diffusion.studies.base_study import encoder_of
 from core_gates.errors import GatesError, check_option
@@ -24,9 +23,8 @@ from diffusion.fusion.gated_fusion import Mode
 from diffusion.fusion.gates_file import load_gates, mode_of
 from diffusion.fusion.pipeline import AutoLoraPipeline, Generated
 from diffusion.fusion.protocol import family_of, sites_of
-from diffusion.library import LoraLibrary, Match, Results
-from diffusion.library.prompts import COMMON, told_words
-from diffusion.lora_file import LoraBundle
+from diffusion.library import LoraLibrary
+from diffusion.library.prompts import told_words
 from diffusion.models.embedded_base import EmbeddedBase
 from diffusion.models.pipelines import load_pipeline
 from diffusion.models.text_encoders import MiniLM, TextEncoder
@@ -66,81 +64,10 @@ class Sources:
     offload: Literal["none", "model", "sequential", "group"] = "none"
 
 
-_WORD = re.compile(r"\w{3,}")
 DRAWS = (
     f"this base draws one of {len(BASE_SHAPES)} shapes, {', '.join(BASE_SHAPES)}, and what adapters"
     " that the prompt names add; it does not know the rest of the prompt"
 )
-
-
-class Finder:
-    """A library that keeps what it found last, with the scores of all parts of the search.
-
-    Args:
-        library: Of adapters, indexed.
-        by: What is compared, see `LoraLibrary.search`.
-
-    Attributes:
-        found: What was found last.
-    """
-
-    def __init__(self, library: LoraLibrary, by: str = "names") -> None:
-        self.library, self.by = library, by
-        self.found: Results[Match] = Results((), "")
-
-    def search(self, prompt: str, k: int = 3, *, whole: bool = False) -> Results[Match]:
-        """Return the adapters that suit a prompt best, the best first."""
-        self.found = self.library.search(prompt, k, self.by, whole=whole)
-        return self.found
-
-    def similarities(self, names: Sequence[str]) -> tuple[np.ndarray, str]:
-        """Return the cosines of adapters with each other, and the fingerprint of the encoder."""
-        return self.library.similarities(names)
-
-    def load(self, name: str) -> LoraBundle:
-        """Read an adapter."""
-        return self.library.load(name)
-
-    def described(self, name: str, prompt: str) -> dict[str, Any]:
-        """Return an adapter's metadata and why the search found it, as plain values.
-
-        Args:
-            name: Of the adapter.
-            prompt: That it was found by, if it was.
-        """
-        adapter = self.library.find(name)
-        match = next((item for item in self.found if item.name == name), None)
-        texts = [adapter.title, *adapter.triggers, *adapter.tags]
-        words = {word.lower() for text in texts for word in _WORD.findall(text)} - COMMON
-        shared = [word for word in dict.fromkeys(_WORD.findall(prompt.lower())) if word in words]
-        return {
-            "title": adapter.title,
-            "license": adapter.license,
-            "triggers": list(adapter.triggers),
-            "sha256": adapter.sha256,
-            "weights": None if match is None else match.weights,
-            "metadata": None if match is None else match.metadata,
-            "why": reason(match, shared),
-        }
-
-
-def reason(match: Match | None, shared: Sequence[str]) -> str:
-    """Return in words why an adapter takes part.
-
-    Args:
-        match: Of the search; None if the adapter was named.
-        shared: Words of the prompt that its metadata hold.
-    """
-    if match is None:
-        return "it was named"
-    parts = [f"named: {match.named}"] if match.named else []
-    if match.weights is not None:
-        parts.append(f"cosine of its weights and the prompt {match.weights:.2f}")
-    if match.metadata is not None:
-        parts.append(f"metadata hold {match.metadata:.0%} of the words")
-    if match.metadata is not None and shared:
-        parts.append(f"words: {', '.join(shared)}")
-    return "; ".join(parts)
 
 
 GATED, SUM, STRENGTHS, RELEVANCE = get_args(Mode)
@@ -405,10 +332,7 @@ def studio(
     library = LoraLibrary(given.library, encoder, text, index=given.index, least=given.least)
     finder = Finder(library)
     auto = AutoLoraPipeline(pipe, finder, gates, text)
-    record = None if gates is None else read_record(gates.parent)
-    rank = None if record is None else record.settings.get("global_rank")
-    notices += [LACKING.format(rank)] if rank else []
-    notices += [NO_GATES] if gates is None and mode is None else []
+    notices += _notices(gates, mode)
     dtype = given.dtype if base is None else None
     made = Studio(auto, finder, base, gates, hashes, place.stem, dtype, mode or SUM, notices)
     check(made)
@@ -458,6 +382,15 @@ def _filled(
             index=sources.index or str(root.run.folder / LIBRARY),
         )
     return sources, notices
+
+
+def _notices(gates: Path | None, mode: str | None) -> list[str]:
+    """Return what a user has to know of gates."""
+    if gates is None:
+        return [NO_GATES] if mode is None else []
+    record = read_record(gates.parent)
+    rank = None if record is None else record.settings.get("global_rank")
+    return [LACKING.format(rank)] if rank else []
 
 
 def _encoder(folder: str, base: EmbeddedBase | None, text: TextEncoder | None) -> TrainedEncoder:

@@ -200,41 +200,21 @@ class AutoLoraPipeline:
             raise GatesError(
                 f"k={k}, but a gate opens at most {MOST} adapters: give {MOST} or less"
             )
-        gated = mode == "relevance"
-        bundles, matches, skipped = self._adapters(prompt, k, adapters, fill=fill, whole=gated)
-        retrieved = self._retrieved([matches.get(label) for label in bundles]) if gated else None
-        if gated and retrieved is None:
-            mode = "sum"
-        fusion, name = self._fusion(bundles, mode)
-        if mode == "sum" and strengths is None:
+        whole = {"whole": True} if mode == "relevance" else {}
+        bundles, matches, skipped = self._adapters(prompt, k, adapters, whole, fill=fill)
+        fusion, name, opened = self._fusion(bundles, matches, mode)
+        if name == "sum" and strengths is None:
             strengths = dict.fromkeys(bundles, shrink(len(bundles)))
         if fusion is not None and strengths:
             fusion.set_strengths(strengths)
-        all_roles = {label: role_of(bundle) for label, bundle in bundles.items()} | dict(
-            roles(bundles) if callable(roles) else roles or {}
-        )
-        if fusion is not None:
-            cosines = {n: matches[n].weights for n in bundles if n in matches}
-            given = {n: float(c) for n, c in cosines.items() if c is not None}
-            fusion.describe(roles=all_roles, scores=given if scores is None else scores)
-        opened = dict[str, float]()
-        if isinstance(fusion, GatedFusion) and retrieved is not None:
-            fusion.suit(retrieved)
-            assert isinstance(fusion.context, RelevanceGate)
-            openness = cast(Tensor, fusion.context.opening())
-            opened = dict(zip(bundles, openness.flatten().tolist(), strict=True))
+        told = _described(fusion, bundles, matches, roles, scores)
         options = self._options(options)
         images, gates = self._run(prompt, fusion, seed, record_gates, options)
-        used = tuple(
-            Used(
-                label,
-                1.0 if fusion is None else fusion.strengths[label],
-                float(matches[label].score) if label in matches else None,
-                all_roles[label] if getattr(fusion, "context", None) and not opened else None,
-                opened.get(label),
-            )
-            for label in bundles
-        )
+        if opened or getattr(fusion, "context", None) is None:
+            told = {}  # on which nothing depends
+        strong = dict.fromkeys(bundles, 1.0) if fusion is None else fusion.strengths
+        score = {label: float(matches[label].score) for label in bundles if label in matches}
+        used = tuple(Used(n, strong[n], score.get(n), told.get(n), opened.get(n)) for n in bundles)
         return Generated(images, prompt, seed, name, used, skipped, gates, options)
 
     def _adapters(
@@ -242,9 +222,9 @@ class AutoLoraPipeline:
         prompt: str,
         k: int,
         given: Sequence[str] | Mapping[str, LoraBundle] | None,
+        more: Mapping[str, bool],
         *,
         fill: bool,
-        whole: bool,
     ) -> tuple[dict[str, LoraBundle], dict[str, Match], dict[str, str]]:
         if isinstance(given, Mapping):
             return dict(given), {}, {}
@@ -256,7 +236,6 @@ class AutoLoraPipeline:
             return {name: self.library.load(name) for name in given}, {}, {}
         if k < 1:
             raise GatesError(f"k={k} adapters are wanted: give 1 or more, or adapters=[] for none")
-        more = {"whole": True} if whole else {}
         return self._search(self.library, prompt, k, more, fill=fill)
 
     def _retrieved(self, matches: Sequence[Match | None]) -> Retrieved | None:
@@ -306,21 +285,31 @@ class AutoLoraPipeline:
         return {n: loaded[n] for n in names}, by_name, skipped
 
     def _fusion(
-        self, bundles: Mapping[str, LoraBundle], mode: str | Make
-    ) -> tuple[Fusion | None, str]:
+        self, bundles: Mapping[str, LoraBundle], matches: Mapping[str, Match], mode: str | Make
+    ) -> tuple[Fusion | None, str, dict[str, float]]:
+        """Return the fusion, its mode, and how far a relevance gate opens adapters, by name."""
         model = self.model
         if not bundles:
-            return None, "none"
+            return None, "none", {}
         if callable(mode):
-            fusion = mode(model, bundles)
-            return fusion, type(fusion).__name__
+            made = mode(model, bundles)
+            return made, type(made).__name__, {}
         check_option("mode", mode, get_args(Mode), GatesError)
         if mode in ("strengths", "relevance") and self.gates is None:
             raise GatesError(
                 f"mode={mode!r} needs a file that was trained for it: give it as gates"
             )
+        retrieved = None
+        if mode == "relevance":
+            retrieved = self._retrieved([matches.get(label) for label in bundles])
+            mode = "sum" if retrieved is None else mode
         gates = None if mode == "sum" else self.gates
-        return GatedFusion(model, bundles, mode=cast(Mode, mode), gates=gates), mode
+        fusion = GatedFusion(model, bundles, mode=cast(Mode, mode), gates=gates)
+        if retrieved is None:
+            return fusion, mode, {}
+        fusion.suit(retrieved)
+        openness = cast(Tensor, cast(RelevanceGate, fusion.context).opening())
+        return fusion, mode, dict(zip(bundles, openness.flatten().tolist(), strict=True))
 
     def _run(
         self,
@@ -371,6 +360,23 @@ class AutoLoraPipeline:
             "negative_prompt_embeds": wrong.tokens,
             "negative_pooled_prompt_embeds": wrong.pooled,
         }
+
+
+def _described(
+    fusion: Fusion | None,
+    bundles: Mapping[str, LoraBundle],
+    matches: Mapping[str, Match],
+    roles: Mapping[str, str] | Roles | None,
+    scores: Mapping[str, float] | None,
+) -> dict[str, str]:
+    """Return the roles of adapters; a fusion is told them and the scores."""
+    given = roles(bundles) if callable(roles) else roles or {}
+    told = {label: role_of(bundle) for label, bundle in bundles.items()} | dict(given)
+    if fusion is not None:
+        cosines = {n: matches[n].weights for n in bundles if n in matches}
+        known = {n: float(c) for n, c in cosines.items() if c is not None}
+        fusion.describe(roles=told, scores=known if scores is None else scores)
+    return told
 
 
 def shrink(count: int) -> float:

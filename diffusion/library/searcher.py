@@ -383,10 +383,7 @@ class Searcher:
         return Results(kept, mode, notices, low, floor)
 
     def similarities(self, names: Sequence[str]) -> tuple[Vectors, str]:
-        """Return the cosines of adapters with each other (K, K), and what encodes them.
-
-        Args:
-            names: Of K adapters.
+        """Return the cosines of K adapters with each other (K, K), and what encodes them.
 
         Raises:
             LibraryError: There is no encoder, or it has not encoded one of them.

@@ -176,7 +176,7 @@ def test_the_gate_that_ships_opens_what_a_prompt_needs(library, gates, tmp_path)
     for name in ("fish", "cup", "dotted", "gridded", "grayscale", "duotone", "arrow"):
         shutil.copy(files[name], own / f"{name}.safetensors")
     call = ("generate", "a blue feline in dots", "--root", tmp_path, "--steps", 1)
-    for words in ((), ("--library", own)):  # a library of one's own, too
+    for words in ((), ("--library", own)):  # another library, too
         gates(*call, *words, "--output", tmp_path / f"out{len(words)}")
         (path,) = (tmp_path / f"out{len(words)}").glob("*.json")
         opened = {one["name"]: one["open"] for one in json.loads(path.read_text())["adapters"]}
