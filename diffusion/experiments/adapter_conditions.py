@@ -61,9 +61,13 @@ class CaptionScores:
         """
         if leave == "lowest":
             return [min(scores, key=scores.__getitem__)]
-        vectors = torch.stack([*self.vectors.values()]).numpy()
-        floor = least_cosine(vectors, text.embed(UNRELATED).numpy())
+        floor = self.floor(text)
         return [name for name, score in scores.items() if score < floor]
+
+    def floor(self, text: TextEncoder) -> float:
+        """Return the smallest cosine that a search by weights finds."""
+        vectors = torch.stack([*self.vectors.values()]).numpy()
+        return least_cosine(vectors, text.embed(UNRELATED).numpy())
 
     def scored(self, tasks: Sequence[FusionTask]) -> list[FusionTask]:
         """Return tasks with the cosines of their adapters and captions as ``scores``."""

@@ -45,12 +45,14 @@ class Sets(NamedTuple):
         library: Concept -> adapter.
         group: The combinations.
         tasks: Of each, whose adapters are those retrieved.
+        floor: Smallest cosine of the best adapter for which any is used by default.
     """
 
     bench: Bench
     library: dict[str, LoraBundle]
     group: list[Combination]
     tasks: list[FusionTask]
+    floor: float
 
 
 def sets_of(
@@ -76,7 +78,8 @@ def _sets(
     read = {name: load_lora(file) for name, file in files}
     library = {n: replace(b, modules=dict(b.modules)) for n, b in read.items()}  # read once
     suits = CaptionScores(encoder, searched(library, group))
-    return Sets(bench, library, wanted, suits.retrieved(bench.tasks(wanted, part, MOST)))
+    tasks = suits.retrieved(bench.tasks(wanted, part, MOST))
+    return Sets(bench, library, wanted, tasks, suits.floor(bench.base.encoder()))
 
 
 def needed(pair: Combination, names: tuple[str, ...]) -> Tensor:
@@ -89,7 +92,8 @@ class Way(NamedTuple):
 
     Attributes:
         rule: One of `RULES`, of those above, or a rival.
-        settings: Of it, with ``strength`` for what all adapters are multiplied by.
+        settings: Of it, with ``strength`` for what all adapters are multiplied by; with ``floor``
+            nothing is opened where the best cosine is below that of the sets, as in `generate`.
         trained: Folder of trained gates.
     """
 
@@ -103,7 +107,7 @@ class Way(NamedTuple):
             return gate.openness(found.cosines, found.similarities)
         if self.rule == TOLD:
             return needed(pair, found.names).expand_as(found.cosines)
-        own = {name: value for name, value in self.settings.items() if name != "strength"}
+        own = {n: value for n, value in self.settings.items() if n not in ("strength", "floor")}
         return RULES[self.rule](found.cosines, **own)
 
     def made(self, sets: Sets, pair: Combination, names: Sequence[str]) -> Fusion | None:
@@ -156,6 +160,8 @@ def applied(sets: Sets, way: Way, repeat: int = 1) -> Iterator[Applied]:
             held.suit(task.found)  # refuses a gate of another encoder
             gate = cast(RelevanceGate, held.context)
             value = way.opening(gate, task.found, pair)
+            if way.settings.get("floor"):
+                value = value * (task.found.cosines.amax(1, keepdim=True) >= sets.floor)
             gate.set_openness(way.settings.get("strength", 1.0) * value.repeat(repeat, 1))
             yield pair, task, held, value
 
