@@ -74,7 +74,7 @@ GATED, SUM, STRENGTHS, RELEVANCE = get_args(Mode)
 RIVAL_MODES = tuple(
     name
     for name, rival in RIVALS.items()
-    if not (rival.trainable or rival.sees_pair or name in (SUM, "baked"))
+    if not (rival.trainable or rival.sees_pair or name == SUM)
 )  # rivals that need neither training nor images of the pair
 
 MODES = (*get_args(Mode), *RIVAL_MODES)

@@ -17,19 +17,16 @@ from diffusion.lora_file import LoraBundle
 from diffusion.models.text_encoders import TextEncoder, TextStates
 from diffusion.retrieval.encoder_folder import load_encoder
 
-OTHER_ROLES = {"subject": "style", "style": "subject"}
-
 
 def roles_of(settings: Mapping[str, Any], library: Mapping[str, LoraBundle]) -> dict[str, str]:
     """Return the roles of adapters from their tags; none unless the settings give them to gates.
 
     Args:
-        settings: ``told``: whether roles are; ``swapped``: whether they are told the wrong way.
+        settings: ``told``: whether roles are.
         library: Name -> adapter, whose tags name its role.
     """
-    roles = {name: role_of(bundle) for name, bundle in library.items()}
-    swap = OTHER_ROLES if settings.get("swapped") else {}
-    return {n: swap.get(role, role) for n, role in roles.items()} if settings.get("told") else {}
+    told = settings.get("told")
+    return {name: role_of(bundle) for name, bundle in library.items()} if told else {}
 
 
 class CaptionScores:
@@ -49,20 +46,6 @@ class CaptionScores:
         """Return the cosines (N, K) of adapters with captions."""
         vectors = torch.stack([self.vectors[name] for name in names])
         return normalize(text.pooled.float(), dim=-1) @ vectors.mT
-
-    def left_out(self, scores: Mapping[str, float], leave: str, text: TextEncoder) -> list[str]:
-        """Return the adapters that a sum does without.
-
-        Args:
-            scores: Name -> cosine.
-            leave: ``lowest``: that of the lowest cosine; anything else: those that a search by
-                weights would leave out.
-            text: Encodes prompts.
-        """
-        if leave == "lowest":
-            return [min(scores, key=scores.__getitem__)]
-        floor = self.floor(text)
-        return [name for name, score in scores.items() if score < floor]
 
     def floor(self, text: TextEncoder) -> float:
         """Return the smallest cosine that a search by weights finds."""

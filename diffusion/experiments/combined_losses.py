@@ -3,7 +3,6 @@
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,6 @@ from diffusion.fusion.gated_fusion import GatedFusion
 from diffusion.fusion.gates_file import load_trained
 from diffusion.fusion.protocol import Fusion
 from diffusion.lora_file import LoraBundle, load_lora
-from diffusion.models.flow_matching import noised, shifted, velocity
 from diffusion.rivals.registry import make_rival
 from diffusion.rivals.weighing import LoraHub
 from harness.files.piece import Piece, read_record
@@ -63,7 +61,6 @@ def fusion_of(
     settings: Settings,
     adapters: Mapping[str, LoraBundle],
     trained: Path | None,
-    observed: FusionTask | None = None,
 ) -> Fusion | None:
     """Return a method for one set of adapters; None for the base alone.
 
@@ -73,7 +70,6 @@ def fusion_of(
         settings: Of the method.
         adapters: Name -> adapter, the subject first.
         trained: Folder of what was trained for it; None if nothing was.
-        observed: What baked gates are averaged over.
     """
     model = bench.base.transformer
     if method == "none":
@@ -81,9 +77,6 @@ def fusion_of(
     if method.startswith("alone"):
         name = list(adapters)[int(method.removeprefix("alone"))]
         return make_rival("sum", model, {name: adapters[name]})
-    if method == "baked" and trained is not None and observed is not None:
-        seen = partial(observe, bench, observed)
-        return make_rival("baked", model, adapters, gates=trained / FILE, observe=seen)
     if is_gated(settings):
         options = options_in(settings, GATE_OPTIONS)
         if trained is not None:
@@ -105,17 +98,6 @@ def fusion_of(
     return made
 
 
-@torch.no_grad()
-def observe(bench: Bench, task: FusionTask) -> None:
-    """Run the model on drawings of a subject at several times, to record gates."""
-    draw = torch.Generator().manual_seed(0)
-    for step in range(TIMES):
-        t = torch.full((len(task.latents),), (step + 0.5) / TIMES)
-        t = shifted(t, bench.base.shift)
-        at = noised(task.latents, t, torch.randn(task.latents.shape, generator=draw))
-        velocity(bench.base.transformer, at.x, at.t, task.text)
-
-
 def fused(
     piece: Piece,
     bench: Bench,
@@ -126,7 +108,7 @@ def fused(
     """Yield each combination of the group of a piece with its adapters, under its method.
 
     A switch is told the mean cosines of adapters with the captions of the drawings; by these, a
-    method with ``leave`` does without some.
+    method with ``leave`` does without the lowest.
 
     Args:
         piece: Its method with ``settings`` and ``group``.
@@ -136,7 +118,7 @@ def fused(
         encoder: Folder of the encoder that a switch takes scores from.
     """
     group, folder = combinations(piece["group"]), trained.get(piece.name)
-    settings, observed = piece["settings"], None
+    settings = piece["settings"]
     leave = settings.get("leave")
     scored = leave or settings.get("switch")
     used = dict.fromkeys(name for pair in group for name in pair.adapters)
@@ -144,11 +126,7 @@ def fused(
     suits = CaptionScores(encoder, library) if encoder is not None and scored else None
     for pair in group:
         adapters = {name: library[name] for name in pair.adapters}
-        if piece["rival"] == "baked":  # over plain drawings, under captions of the combination
-            (named,) = bench.tasks([pair], "gate", MOST)
-            (plain,) = bench.tasks([pair._replace(styles=())], "gate", MOST)
-            observed = replace(plain, text=named.text)
-        fusion = fusion_of(bench, piece["rival"], settings, adapters, folder, observed)
+        fusion = fusion_of(bench, piece["rival"], settings, adapters, folder)
         if suits is not None and fusion is not None:
             text = bench.text.encode(captions(spread(pair.scenes(piece["part"]), piece["most"])))
             scores = suits.scores(pair.adapters, text).mean(0).tolist()
@@ -156,8 +134,7 @@ def fused(
             if leave is None:
                 fusion.describe(scores=cosines)
             else:
-                left = suits.left_out(cosines, leave, bench.text)
-                fusion.set_strengths(dict.fromkeys(left, 0.0))
+                fusion.set_strengths({min(cosines, key=cosines.__getitem__): 0.0})
         yield pair, fusion
 
 

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 
 from core_gates.errors import GatesError, check_option
 from core_gates.numerics import accumulation_dtype
-from diffusion.fusion.baking import MeanGates, bake
 from diffusion.fusion.gated_fusion import GatedFusion
 from diffusion.fusion.protocol import (
     Fusion,
@@ -272,36 +270,3 @@ class Merged(Fusion, nn.Module):
         finally:
             if self._attached:
                 self._fusion.attach()
-
-
-class Baked(Merged):
-    """Use the mean of the gates of some runs as if gates did not depend on the input.
-
-    Args:
-        model: See `diffusion.fusion.GatedFusion`.
-        adapters: Name -> adapter.
-        observe: Runs the model on inputs whose gates are averaged, with gates in force.
-        gates: File of trained gates.
-        options: Further options of `diffusion.fusion.GatedFusion`.
-
-    Raises:
-        GatesError: An adapter or the gates do not fit the model.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        adapters: Mapping[str, LoraBundle],
-        *,
-        observe: Callable[[], object],
-        gates: str | Path | None = None,
-        **options: Any,
-    ) -> None:
-        def merge(on: Mapping[str, LoraBundle], strengths: Mapping[str, float]) -> LoraBundle:
-            fusion = GatedFusion(model, on, gates=gates, **options)
-            fusion.set_strengths(strengths)
-            with fusion, MeanGates(fusion) as observed:
-                observe()
-            return bake(fusion, observed.means)
-
-        super().__init__(model, adapters, merge)

@@ -11,7 +11,7 @@ from diffusion.fusion.gated_fusion import GatedFusion
 from diffusion.fusion.protocol import Fusion
 from diffusion.lora_file import LoraBundle
 from diffusion.rivals.k_lora import KLora
-from diffusion.rivals.merged import METHODS, Baked, Merged, merge
+from diffusion.rivals.merged import METHODS, Merged, merge
 from diffusion.rivals.weighing import AdapterStrengths, Composite, LoraHub, Mean, Sum, Switch
 from diffusion.rivals.x_lora import XLora
 
@@ -111,7 +111,6 @@ RIVALS: dict[str, Rival] = {
         "trained strengths by layer, number and role of adapters, whatever the input",
         trainable=True,
     ),
-    "baked": Rival(Baked, "mean of trained gates folded into one adapter", static=True),
     "lora_hub": Rival(
         LoraHub,
         "one factor per adapter, searched on examples of the pair",

@@ -214,7 +214,7 @@ def cost_rows(fused: Comparison, methods: Sequence[Method]) -> list[Row]:
         task = bench.tasks([pair], "test", COSTED)[0]
         weights = next(iter(method.trained.values()), None)
         trained = None if weights is None else gates.find(weights)
-        fusion = fusion_of(bench, method.rival, method.settings, adapters, trained, task)
+        fusion = fusion_of(bench, method.rival, method.settings, adapters, trained)
         if fusion is not None:
             fusion.attach()
         repeat = torch.arange(COSTED) % len(task.latents)

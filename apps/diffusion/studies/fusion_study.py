@@ -40,11 +40,10 @@ from diffusion.experiments.trained_gates import (
     as_used,
     combinations,
 )
-from diffusion.library.prompts import UNREACHED, UNRELATED
 from harness.evidence import Bar, Row, compare, moments
 from harness.experiment import Arrays, Choice, Piece, Run
 from harness.experiment.tuning import Box
-from harness.files import content_digest, short_digest
+from harness.files import content_digest
 
 TRIALS = 12
 GATES: dict[str, Any] = {
@@ -103,9 +102,6 @@ LEARNED = (LAYERWISE, BLIND, "adapter_strengths")
 RATE, TRIED_STEPS = "learning_rate", 100
 RATES = {RATE: (2e-3, 6e-2)}
 
-SWAPPED = "layer_strengths + role, swapped"
-"""Strengths of roles where subjects are taken for styles, as an order that is wrong does."""
-
 PLAIN: dict[str, dict[str, Any]] = {
     "none": {},
     "alone0": {},
@@ -122,15 +118,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }  # settings of rivals
 
 LOWEST = "sum without the lowest cosine"
-LEAVING = {
-    LOWEST: "lowest",
-    "sum without those below --least": f"unreached by {short_digest([UNRELATED, UNREACHED], 8)}",
-}
-"""Sums that the encoder tells what to do without: the rivals of a switch, which it tells the same.
-
-The first knows that one of three is useless; the second is what `generate --mode sum` would do with
-adapters that the prompt does not name, whose limit rests on the prompts of the digest.
-"""
+"""The rival of a switch: the encoder, which tells both how well adapters suit a prompt, tells a sum
+what to do without; it knows that one of three is useless."""
 
 STRENGTHS = {FIRST: (0.4, 1.6), OTHERS: (0.4, 1.6)}
 WEIGHT, DENSITY = {"weight": (0.3, 1.6)}, {"density": (0.1, 0.9)}
@@ -223,11 +212,8 @@ class Fused:
         """Return all methods, after rivals were tuned."""
         chosen = self.chosen()
         listed = [Method(name, name, setting) for name, setting in PLAIN.items()]
-        listed += [
-            Method(name, "sum", self.known({"leave": leave}))
-            for name, leave in LEAVING.items()
-            if self.encoder is not None
-        ]
+        if self.encoder is not None:
+            listed.append(Method(LOWEST, "sum", self.known({"leave": "lowest"})))
         listed += [
             Method(f"{name} tuned", "sum" if name == ONE_NUMBER else name, {**chosen[name].setting})
             for name in SPACES
@@ -242,10 +228,6 @@ class Fused:
             rival = settings.get("rival", name)
             settings = as_used(settings)
             listed.append(Method(name, rival, settings, pieces))
-            if name == "gates":
-                listed.append(Method("baked", "baked", {}, pieces))
-            if name == f"{BLIND} + role":
-                listed.append(Method(SWAPPED, rival, settings | {"swapped": True}, pieces))
         only = self.run.only
         return [method for method in listed if not only or method.name in only]
 
@@ -286,7 +268,7 @@ def suiting(methods: Sequence[Method], group: str) -> list[Method]:
     if group != "useless3":
         methods = [method for method in methods if method.name != LOWEST]
     if group == "new2":
-        plain = [m for m in methods if not (m.trained or m.name in LEAVING)]
+        plain = [m for m in methods if not m.trained]
         return plain + [method._replace(name=method.name.removesuffix(FEWER)) for method in fresh]
     triples = group in ("test3", "useless3")
     return [m for m in methods if m not in fresh and not (triples and m.rival in NO_TRIPLES)]
@@ -325,8 +307,7 @@ def openings(fused: Fused, methods: Sequence[Method]) -> list[Row]:
     return compare(scores, crossed(combinations("useless3")), task=GROUPS["useless3"])
 
 
-KNOWN = (*PLAIN, *LEAVING, *SPACES, *(f"{name} tuned" for name in SPACES), *VARIANTS, "baked",
-         SWAPPED, *SEEING)  # fmt: skip
+KNOWN = (*PLAIN, LOWEST, *SPACES, *(f"{name} tuned" for name in SPACES), *VARIANTS, *SEEING)
 
 
 def fusion_study(asked: Asked, world: World) -> None:
@@ -445,7 +426,6 @@ def bars_of_images(rows: Sequence[Row]) -> list[Bar]:
     """Return the bars on images, and on the part of each adapter that is left in them."""
     row, shown = partial(value_in, rows), f"images of {PAIRS_TASK}"
     return [
-        Bar("images: sum, both right", row("sum", shown, BOTH).value, ">=", 0.7),
         Bar("images: gates - sum, both right, lower end", -row("sum", shown, BOTH, "gates").high,
             ">=", 0.0),
         *(
@@ -460,7 +440,7 @@ HOW_TO_READ = (
     "Scores are natural logarithms of losses over that of the base alone: 0 is the base, less is "
     "better, and a difference from gates of 0.1 is a loss about 10 % higher. The adapter of the "
     "subject alone is alone0, that of the style alone1; tuned is a rival with the settings of its "
-    "best trial, baked has the mean gates in one file, layer_strengths one trained number a layer."
+    "best trial, layer_strengths has one trained number a layer."
 )
 
 

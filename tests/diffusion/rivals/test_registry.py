@@ -14,15 +14,14 @@ EQUAL_RANKS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 
 
 @pytest.fixture
-def made(flux, inputs, adapters, bundle):
+def made(flux, adapters, bundle):
     """``made(name)``: a rival for adapters that suit it."""
 
     def make(name, given=None):
         if given is None:
             given = {"a": adapters["a"], "b": bundle(2, where="attn")}
             given |= {"c": adapters["c"]}
-        settings = {"baked": {"observe": lambda: flux(**inputs), "dtype": torch.float64}}
-        return make_rival(name, flux, given, **settings.get(name, {})).double()
+        return make_rival(name, flux, given).double()
 
     return make
 

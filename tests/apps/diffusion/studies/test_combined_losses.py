@@ -153,8 +153,7 @@ def test_losses_depend_on_the_roles_and_scores_that_gates_are_told(
         return works.losses(piece, job, trained=trained, encoder=encoder, **places)["losses"]
 
     found = [
-        losses(), losses(told=1.0), losses(told=1.0, swapped=True), losses(switch=True),
-        losses(told=1.0, switch=True),
+        losses(), losses(told=1.0), losses(switch=True), losses(told=1.0, switch=True),
     ]  # fmt: skip
     for number, one in enumerate(found):
         assert not any(torch.allclose(one, other) for other in found[:number])

@@ -149,7 +149,7 @@ def test_bars_have_the_sign_of_their_names():
         row("soft threshold", study.BOTH, study.LOSS, math.log(1.3), math.log(1.15), GATE),
         row("top-2", study.UNSEEN, study.LOSS, 0.05, -0.01, GATE),
         row(TOLD, study.BOTH, study.LOSS, math.log(0.89), -0.2, GATE),
-        row(GATE, study.TASKS["none"], "any_open", 0.05, 0.0),
+        row(f"{GATE}{study.FLOOR}", study.TASKS["none"], "any_open", 0.05, 0.0),
         row(GATE, study.BOTH, "useless_open", 0.2, 0.1),
         row(GATE, study.BOTH, "needed_open", 0.9, 0.8),
     ]

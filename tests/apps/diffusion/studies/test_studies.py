@@ -128,9 +128,9 @@ def test_fusion(world, asked, few):
     tasks_found = {row["task"] for row in found["rows"]}
     assert {*fusion.GROUPS.values()} <= tasks_found
     names = {row["method"] for row in found["rows"]}
-    assert {"sum", "sum tuned", "switch tuned", "gates", "baked"} <= names
+    assert {"sum", "sum tuned", "switch tuned", "gates"} <= names
     assert {"layer_strengths", "x_lora layerwise", "gates + switch"} <= names
-    assert {"layer_strengths + role", "layer_strengths + role, swapped"} <= names
+    assert {"layer_strengths + role", "gates + role"} <= names
     assert not any("fewer" in name for name in names)
     useless = {r["method"] for r in found["rows"] if r["metric"] == fusion.USELESS}
     assert {"gates", "gates + switch", "sum"} <= useless
