@@ -80,13 +80,11 @@ def test_times_are_the_midpoints_of_a_run_and_later_for_a_shift():
     assert_close(late, [3 * t / (1 + 2 * t) for t in plain])
 
 
-def test_a_sum_does_without_the_lowest_or_without_those_below_the_least():
+def test_the_floor_is_what_unrelated_prompts_do_not_reach():
     suits = CaptionScores.__new__(CaptionScores)
     suits.vectors = dict(zip("abc", torch.eye(3), strict=True))
     text = SimpleNamespace(embed=lambda texts: torch.full((len(texts), 3), 0.3))
-    scores = {"b": 0.29, "a": 0.31, "c": 0.1}
-    assert suits.left_out(scores, "lowest", text) == ["c"]
-    assert suits.left_out(scores, "unreached", text) == ["b", "c"]
+    assert suits.floor(text) == pytest.approx(0.3)
 
 
 def test_settings_of_strengths_and_of_what_is_left_out_are_not_those_of_a_rival(model, task):
