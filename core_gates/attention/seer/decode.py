@@ -43,12 +43,11 @@ class BlockSelector(nn.Module):
         recent: Last blocks of a row, its own included, that it keeps and that count as chosen.
         block_size: Tokens of a block, for ``token_budget``.
         dense_rows: Last rows of a square map that keep everything. A map with fewer rows than
-            columns, as in decoding, has none, nor has one whose rows are tokens.
+            columns, as in decoding, has none.
 
     Shape:
-        Logits (..., Nq, Nk) to bool (..., Nq, Nk). Row i is the block ``Nk - Nq + i``, or a token
-        of the block that ``row_blocks`` names; later blocks are never kept, nor are logits of the
-        lowest finite value, by which gates hide padding.
+        Logits (..., Nq, Nk) to bool (..., Nq, Nk). Row i is the block ``Nk - Nq + i``; later blocks
+        are never kept, nor are logits of the lowest finite value, by which gates hide padding.
 
     Raises:
         ValueError: Not exactly one rule is given, a value is out of range, or ``sinks`` and
@@ -101,24 +100,19 @@ class BlockSelector(nn.Module):
                     f" {self.rule}={self.value}: raise it, or lower them"
                 )
 
-    def forward(self, logits: Tensor, row_blocks: Tensor | None = None) -> Tensor:
+    def forward(self, logits: Tensor) -> Tensor:
         """Return the mask of kept blocks, True = keep.
 
         Args:
             logits: Logits (..., Nq, Nk) of a gate.
-            row_blocks: Block of every row, integers that broadcast to (..., Nq), where rows are
-                tokens as `DecodeAttnGate.forward` returns them: ``arange(T) // block_size``.
 
         Raises:
-            ValueError: There are more rows than columns and no ``row_blocks``, or these are not
-                integers, do not fit, or name a block that does not exist; the last is not checked
-                while compiling.
+            ValueError: There are more rows than columns.
             GatesError: A logit that is not in the future is NaN or infinite; not checked while
                 compiling.
         """
         num_rows, num_blocks = logits.shape[-2:]
-        square = row_blocks is None and num_rows == num_blocks
-        past, current = _past_and_own(logits, row_blocks)
+        past, current = _past_and_own(logits)
         if not torch.compiler.is_compiling():
             _refuse_non_finite(logits, past)
         scores = logits.detach().to(accumulation_dtype(logits))
@@ -126,7 +120,7 @@ class BlockSelector(nn.Module):
         available = past & (scores > lowest)
         scores = scores.masked_fill(~available, torch.finfo(scores.dtype).min)
         kept = self._choose(scores, self._always(available, past)) & available
-        if square and self.dense_rows:
+        if num_rows == num_blocks and self.dense_rows:
             first = max(0, num_rows - self.dense_rows)
             kept[..., first:, :] = available[..., first:, :]
         return kept | current
@@ -177,17 +171,16 @@ def _per_head(blocks: int | Tensor, device: torch.device) -> int | Tensor:
     return blocks.to(device)[:, None, None] if isinstance(blocks, Tensor) else blocks
 
 
-def block_density(block_mask: Tensor, row_blocks: Tensor | None = None) -> Tensor:
+def block_density(block_mask: Tensor) -> Tensor:
     """Return the kept fraction of the blocks that causality allows, a float32 scalar.
 
     Args:
         block_mask: Bool (..., Nq, Nk), aligned as in `BlockSelector`.
-        row_blocks: Block of every row where rows are tokens, as in `BlockSelector`.
 
     Raises:
-        ValueError: There are more rows than columns and no ``row_blocks``, or these do not fit.
+        ValueError: There are more rows than columns.
     """
-    past = _past_and_own(block_mask, row_blocks)[0].expand(block_mask.shape)
+    past = _past_and_own(block_mask)[0].expand(block_mask.shape)
     return (block_mask & past).sum() / past.sum()
 
 
@@ -200,39 +193,14 @@ def _refuse_non_finite(logits: Tensor, past: Tensor) -> None:
         )
 
 
-def _past_and_own(blocks: Tensor, row_blocks: Tensor | None) -> tuple[Tensor, Tensor]:
+def _past_and_own(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Return the blocks that are not in the future of a row, and its own, bool (..., Nq, Nk)."""
-    *lead, num_rows, num_blocks = blocks.shape
-    if row_blocks is None:
-        if num_rows > num_blocks:
-            raise ValueError(
-                f"a map of {num_rows} rows needs as many columns, got {num_blocks}; if its rows are"
-                " tokens, give row_blocks"
-            )
-        row_blocks = torch.arange(num_blocks - num_rows, num_blocks, device=blocks.device)
-    else:
-        _check_row_blocks(row_blocks, (*lead, num_rows), num_blocks)
-    rows = row_blocks.to(blocks.device).unsqueeze(-1)
+    num_rows, num_blocks = blocks.shape[-2:]
+    if num_rows > num_blocks:
+        raise ValueError(f"a map of {num_rows} rows needs as many columns, got {num_blocks}")
     block = torch.arange(num_blocks, device=blocks.device)
+    rows = block[num_blocks - num_rows :, None]
     return block <= rows, block == rows
-
-
-def _check_row_blocks(row_blocks: Tensor, rows: tuple[int, ...], num_blocks: int) -> None:
-    fits = row_blocks.ndim <= len(rows) and all(
-        size in (1, of)
-        for size, of in zip(reversed(row_blocks.shape), reversed(rows), strict=False)
-    )
-    if not fits or row_blocks.dtype == torch.bool or row_blocks.is_floating_point():
-        raise ValueError(
-            f"row_blocks {tuple(row_blocks.shape)} in {row_blocks.dtype} must be integers that"
-            f" broadcast to the rows {rows}"
-        )
-    if not torch.compiler.is_compiling() and row_blocks.numel():
-        first, last = (int(edge) for edge in row_blocks.aminmax())
-        if first < 0 or last >= num_blocks:
-            raise ValueError(
-                f"row_blocks must lie between 0 and {num_blocks - 1}, got {first} to {last}"
-            )
 
 
 QueryReduction = Literal["Qproj", "Qavgproj", "Qavg", "Qorig"]

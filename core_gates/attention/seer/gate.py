@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from core_gates.attention.head_gate import INIT_STD, check_frequencies, rotate
 from core_gates.errors import check_fraction, check_option, check_whole
-from core_gates.numerics import accumulation_dtype, check_padding_mask, widest_float
+from core_gates.numerics import accumulation_dtype, check_padding_mask
 
 KINDS = ("max", "min", "avg")
 
@@ -402,34 +402,26 @@ def gate_distillation_loss(
     logits: Tensor,
     target: Tensor,
     *,
-    padding_mask: Tensor | None = None,
-    block_size: int = 64,
     skip: float = 0.25,
     reduction: Literal["element", "row"] = "element",
 ) -> Tensor:
     """Return the divergence KL(target, softmax(logits)).
 
-    The first rows, in which there is nothing to choose, are left out. So are rows and columns of
-    padding: the loss of a padded batch is that of its sequences alone, averaged over all their
-    elements or rows.
+    The first rows, in which there is nothing to choose, are left out.
 
     Args:
-        logits: Logits of a gate (B, H, rows, N), which was given the same padding.
-        target: Distributions of the same shape; constants. What they hold at padding is ignored,
-            and what is left of a row is scaled to the sum 1.
-        padding_mask: True (B, T) at tokens to ignore; rows are tokens or blocks of tokens.
-        block_size: Tokens of a block, needed for the padding alone.
+        logits: Logits of a gate (B, H, rows, N), of sequences without padding.
+        target: Distributions of the same shape; constants.
         skip: Fraction of the rows of a sequence that is left out; published are 0.25 for prefill,
             0.5 for decoding.
         reduction: ``element`` averages over all elements as the published training does, whose
             loss is then scaled by 10; ``row`` averages over rows and is N times as large.
 
     Returns:
-        A float32 scalar (float64 for float64); 0 where there is nothing but padding.
+        A float32 scalar (float64 for float64).
 
     Raises:
-        ValueError: The shapes differ or do not fit the padding, ``skip`` lies outside [0, 1) or the
-            reduction is unknown.
+        ValueError: The shapes differ, ``skip`` lies outside [0, 1) or the reduction is unknown.
     """
     if logits.shape != target.shape:
         raise ValueError(
@@ -439,41 +431,7 @@ def gate_distillation_loss(
     check_option("reduction", reduction, ("element", "row"))
     dtype = accumulation_dtype(logits)
     logits, target = logits.to(dtype), target.detach().to(dtype)
-    if padding_mask is not None:
-        return _padded_loss(logits, target, padding_mask, block_size, skip, reduction)
     first = int(skip * logits.shape[-2])
     logits, target = logits[..., first:, :], target[..., first:, :]
     losses = F.kl_div(logits.log_softmax(-1), target, reduction="none")
     return losses.mean() if reduction == "element" else losses.sum(-1).mean()
-
-
-def _padded_loss(
-    logits: Tensor,
-    target: Tensor,
-    padding_mask: Tensor,
-    block_size: int,
-    skip: float,
-    reduction: str,
-) -> Tensor:
-    batch, heads, num_rows, num_blocks = logits.shape
-    length = padding_mask.shape[-1]
-    check_padding_mask(padding_mask, (batch, length))
-    if num_blocks != -(-length // block_size) or num_rows not in (length, num_blocks):
-        raise ValueError(
-            f"logits {tuple(logits.shape)} must have a row for each of {length} tokens or"
-            f" {-(-length // block_size)} blocks of {block_size}, and a column for each block"
-        )
-    columns = ~pad_to_blocks(padding_mask, block_size).all(-1)  # (B, N), True = holds a token
-    rows = ~padding_mask if num_rows == length else columns
-    number = rows.sum(-1, keepdim=True)
-    rows = rows & (
-        rows.cumsum(-1) > (skip * number.to(widest_float(number.device))).long()
-    )  # without the first of a sequence
-    seen = (rows[:, :, None] & columns[:, None, :])[:, None]  # (B, 1, rows, N)
-    target = target.masked_fill(~seen, 0)
-    target = target / target.sum(-1, keepdim=True).clamp(min=torch.finfo(target.dtype).tiny)
-    lowest = torch.finfo(logits.dtype).min
-    log_probs = logits.masked_fill(~columns[:, None, None, :], lowest).log_softmax(-1)
-    losses = F.kl_div(log_probs.masked_fill(~seen, 0), target, reduction="none")
-    counted = seen if reduction == "element" else rows
-    return losses.sum() / (heads * counted.sum()).clamp(min=1)

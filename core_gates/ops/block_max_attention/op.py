@@ -100,7 +100,7 @@ def block_max_attention(
     Only ``out`` has gradients, those of plain attention; the maxima are constants.
 
     Padding is read like tokens: put it after them, where causality hides it, and let it hold
-    something finite; ``gate_distillation_loss`` leaves its rows and columns out.
+    something finite.
 
     Args:
         q: Queries (B, H, L, D).

@@ -108,10 +108,10 @@ class SinkSelector(BlockSelector):
         super().__init__(k=1, dense_rows=0)
         self.keep, self.sinks = keep, sinks
 
-    def forward(self, logits: Tensor, row_blocks: Tensor | None = None) -> Tensor:
+    def forward(self, logits: Tensor) -> Tensor:
         """Return the mask of the selected blocks, see `BlockSelector.forward`."""
         self.value = kept_tokens(self.keep, logits.shape[-1])
-        return super().forward(logits, row_blocks)
+        return super().forward(logits)
 
 
 class SeerCache(BlockCache):
