@@ -77,9 +77,9 @@ class LanguageTrainer(GatesRunTrainer):
                 command.
             gates: Gates of attention that are compared with the first, which is ``none`` or a place
                 from G1 to G5, and ``elementwise`` or ``headwise``; none if empty.
-            study: ``bytes``, this one; ``blocks`` of attention that gates choose (configurations
-                ``seer``, ``seer_smollm2``); ``adapters`` (``sora``); ``offload`` of experts to a
-                disk (``offload``); or ``scbench``, policies of the KV cache (``scbench``).
+            study: ``bytes``, this one; ``blocks`` of attention that gates choose (configuration
+                ``seer_smollm2``); ``adapters`` (``sora``); ``offload`` of experts to a disk
+                (``offload``); or ``scbench``, policies of the KV cache (``scbench``).
                 ``--study NAME --help`` lists the options of each.
         """
         del model, study

@@ -68,14 +68,14 @@ class Measured:
 
     Args:
         fractions: Fractions of the blocks that methods read.
-        lengths: Tokens of prompts, a number for each fraction; those of the context if empty.
-        held_out: Test documents, a number for each fraction, or one for all.
+        lengths: Tokens of prompts, a number for each fraction.
+        held_out: Test documents, a number for each fraction.
         calibration: Training documents that budgets are calibrated on.
     """
 
     fractions: tuple[float, ...] = (0.176, 0.284)
-    lengths: tuple[int, ...] = ()
-    held_out: tuple[int, ...] = (16,)
+    lengths: tuple[int, ...] = (1024, 1024)
+    held_out: tuple[int, ...] = (16, 16)
     calibration: int = 6
 
     def prompts(self, context: int) -> list[Prompts]:
@@ -88,16 +88,14 @@ class Measured:
             GatesError: Values are out of range, or not as many as fractions.
         """
         many = len(self.fractions)
-        lengths = self.lengths or (context,) * many
-        held_out = self.held_out * (many if len(self.held_out) == 1 else 1)
-        fits = many == len(lengths) == len(held_out) and min(lengths, default=0) >= context
-        if not fits or min(*held_out, self.calibration) < 1 or not 0 < min(self.fractions) <= 1:
+        fits = many == len(self.lengths) == len(self.held_out) > 0
+        if not fits or min(*self.held_out, self.calibration) < 1 or min(self.lengths) < context:
             raise GatesError(
                 f"--held_out is {[*self.held_out]}, --lengths {[*self.lengths]}, --fractions"
                 f" {[*self.fractions]} and --calibration {self.calibration}, expected numbers from"
-                f" 1, lengths from {context} and fractions up to 1, equally many"
+                f" 1 and lengths from {context}, equally many"
             )
-        return [*map(Prompts, lengths, self.fractions, held_out)]
+        return [*map(Prompts, self.lengths, self.fractions, self.held_out)]
 
 
 @dataclass(frozen=True)

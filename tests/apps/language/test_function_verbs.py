@@ -317,7 +317,7 @@ def test_a_configuration_names_its_study_by_one_key(monkeypatch, refuses, tmp_pa
     )
     monkeypatch.setattr(training_verbs, "run_training_verb", lambda words: ran.append("bytes"))
     monkeypatch.setattr(seqboat_training, "run_training_verb", lambda words: ran.append("seqboat"))
-    studies = {"seer": "seer.study", "seer_smollm2": "seer.study", "sora": "adapter_study"}
+    studies = {"seer_smollm2": "seer.study", "sora": "adapter_study"}
     studies |= {"offload": "offload.budget_study", "scbench": "scbench.reuse_study"}
     for path in (Path(commands.__file__).parent / "configs").glob("*.yaml"):
         commands.main(["evaluate", "--config", path.stem])
