@@ -211,7 +211,7 @@ def roles_of(
 
 Format = Literal["diffusers", "peft", "kohya", "bfl", "comfyui"]
 Numbers = Literal["bf16", "fp16", "fp32"]
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+DTYPES: dict[Numbers, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def require_place(

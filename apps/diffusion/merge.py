@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from apps.diffusion.adapter_files import (
+    DTYPES,
     Format,
     Numbers,
     base_of,
@@ -95,7 +96,7 @@ def resize(
         output: File that is written; a folder if FILE is one.
         rank: Components per layer that are kept at most.
         energy: Fraction of the squared norm of each change that is kept at least, in (0, 1].
-        dtype: Numbers of the output; by default those of the file, where they are exact.
+        dtype: Numbers of the output; by default those of the file.
         overwrite_output: Replace the output if it exists.
     """
     source, target = Path(file), Path(output)
@@ -108,7 +109,9 @@ def resize(
     require_apart(target, [source], "OUTPUT")
     adapters = {source.name: load_lora(source, any_family=True)}
     to, console = _written_as(adapters, folder), plain_console()
-    write(console, shrunk(console, adapters[source.name], to, rank, energy), target, to, dtype)
+    small = shrunk(console, adapters[source.name], to, rank, energy)
+    numbers = {f"torch.{name}": short for short, name in DTYPES.items()}
+    write(console, small, target, to, dtype or numbers.get(str(small.storage)))
 
 
 def _print_mapping(console: Console, source: Path, bundle: LoraBundle) -> None:

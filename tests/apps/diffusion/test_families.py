@@ -190,6 +190,16 @@ def test_lower_ranks_are_the_best_approximation_for_every_family(gates):
                 assert file.metadata()["mark"] == "a"
 
 
+def test_a_resized_file_keeps_the_numbers_of_the_file(gates):
+    tensors = {name: tensor.bfloat16() for name, tensor in drawn("flux", 0, ranks=(4, 4)).items()}
+    save_file(tensors, "a.safetensors")
+    for words, dtype in (((), torch.bfloat16), (("--dtype", "fp32"), torch.float32)):
+        gates("resize", "a.safetensors", "b.safetensors", "--rank", 2, *words,
+              "--overwrite_output")  # fmt: skip
+        found = load_file("b.safetensors")
+        assert {t.dtype for name, t in found.items() if "weight" in name} == {dtype}
+
+
 def test_the_blocks_of_every_family_are_shown_with_rank_and_norm(gates, tmp_path):
     save_file(drawn("sd1", 0), "a.safetensors")
     save_file(drawn("wan", 0), "b.safetensors")
