@@ -87,9 +87,7 @@ def resize(
     dtype: Numbers | None = None,
     overwrite_output: bool = False,
 ) -> None:
-    """Write the adapter in FILE, for any model, as OUTPUT with lower ranks.
-
-    The best approximation of each change is written; dialect and metadata stay.
+    """Write the best approximation of FILE, for any model, with lower ranks as OUTPUT.
 
     Args:
         file: Adapter that is read, a .safetensors file or a folder of PEFT.
