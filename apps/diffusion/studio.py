@@ -322,7 +322,7 @@ def studio(
     if gates is not None:
         model = pipe.transformer
         states = load_gates(gates, [site.name for site in sites_of(model, family_of(model))])
-        mode = mode or mode_of(states)
+        mode = _mode_for(gates, mode_of(states), mode)
         refuse_gates_of_another(place, gates)
         hashes["gates"] = content_digest(gates).sha256[:DIGITS]
     if encoder is not None:
@@ -382,6 +382,17 @@ def _filled(
             index=sources.index or str(root.run.folder / LIBRARY),
         )
     return sources, notices
+
+
+def _mode_for(gates: Path, mode: str, asked: str | None) -> str:
+    """Return the mode that is asked for, or that of a file of gates.
+
+    Raises:
+        GatesError: The mode needs another file.
+    """
+    if asked in TRAIN and asked != mode:
+        raise GatesError(f"{gates} is for --mode {mode}, not {asked}: leave --mode out")
+    return asked or mode
 
 
 def _notices(gates: Path | None, mode: str | None) -> list[str]:

@@ -235,7 +235,7 @@ def test_faulty_calls(small_world, gates, faulty_inputs, write):
             ),
             "adapters twice": (call("--adapters", "fox,fox"), "names 'fox' twice"),
             "adapters without a name": (call("--adapters", "fox,,"), "expected names such as"),
-            "k of 9": (call("--k", "9", "--mode", "relevance"), "k=9, but a gate opens at most 8"),
+            "a mode of other gates": (call("--mode", "relevance"), "is for --mode gated, not rel"),
             "a mode without gates": (
                 call("--mode", "relevance", given=HERE), "run `gates diffusion evaluate --config",
             ),

@@ -122,7 +122,7 @@ def test_faulty_images(strengths, faulty_inputs, gates, small_world):
                 call(*MODE[:2], *ROLES),
                 "--mode strengths needs what is trained for it",
             ),
-            "gates": (call(*other), "holds gates, not strengths"),
+            "gates": (call(*other), "gates.safetensors is for --mode gated, not strengths: leave"),
             "an unknown adapter": (call(*MODE, "--roles", "fxo:style"), "is named 'fxo'"),
             "roles of a sum": (
                 call("--mode", "sum", *ROLES),

@@ -236,6 +236,8 @@ def test_faults_are_one_line(auto, base, library, one_line):
     assert "mode is 'best'" in call("a", mode="best")
     assert "leave generator and latents out" in call("a", generator=1)
     assert "is for sd3" in call("a", adapters=["sd3-style"])
+    assert "k=9, but a gate opens at most 8" in call("a", k=9, mode="relevance")
+    assert "needs a file that was trained" in call("a", adapters=["first"], mode="relevance")
     library.adapters = {"sd3-style": library.adapters["sd3-style"]}
     assert "no adapter of the library fits the model: adapter 'sd3-style'" in call("a")
     library.adapters = {}
