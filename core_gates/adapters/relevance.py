@@ -150,7 +150,6 @@ def features(cosines: Tensor, similarities: Tensor) -> Tensor:
     none = torch.zeros_like(cosines)
     above = torch.where(higher, apart, torch.inf).amin(-1)
     below = torch.where(lower, -apart, torch.inf).amin(-1)
-    close = torch.where(higher, similarities, -torch.inf).amax(-1)
     return torch.stack(
         [
             SHARP * (cosines - CENTER),
@@ -158,7 +157,19 @@ def features(cosines: Tensor, similarities: Tensor) -> Tensor:
             SHARP * torch.where(lower.any(-1), below, none),
             higher.sum(-1).to(cosines) / MOST,
             cosines / cosines.amax(-1, keepdim=True).clamp_min(LEAST),
-            torch.where(higher.any(-1), close, none),
+            closest_higher(cosines, similarities),
         ],
         -1,
     )
+
+
+def closest_higher(cosines: Tensor, similarities: Tensor) -> Tensor:
+    """Return the largest similarity of each adapter to one of a higher cosine (..., K), 0 if none.
+
+    Args:
+        cosines: Of captions and adapters (..., K).
+        similarities: Of the adapters to each other (K, K).
+    """
+    higher = cosines.unsqueeze(-2) > cosines.unsqueeze(-1)
+    close = torch.where(higher, similarities, -torch.inf).amax(-1)
+    return torch.where(higher.any(-1), close, torch.zeros_like(cosines))

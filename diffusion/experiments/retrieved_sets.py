@@ -25,7 +25,7 @@ from diffusion.fusion.protocol import Fusion
 from diffusion.fusion.retrieved import Retrieved
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.models.flow_matching import Noised, flow_matching_losses
-from diffusion.rivals.opening import RULES
+from diffusion.rivals.opening import LESS_SIMILARITY, RULES, less_similarity
 from diffusion.rivals.registry import make_rival
 from harness.files.piece import Piece
 
@@ -108,6 +108,8 @@ class Way(NamedTuple):
         if self.rule == TOLD:
             return needed(pair, found.names).expand_as(found.cosines)
         own = {n: value for n, value in self.settings.items() if n not in ("strength", "floor")}
+        if self.rule == LESS_SIMILARITY:
+            return less_similarity(found.cosines, found.similarities, **own)
         return RULES[self.rule](found.cosines, **own)
 
     def made(self, sets: Sets, pair: Combination, names: Sequence[str]) -> Fusion | None:
@@ -137,7 +139,7 @@ def applied(sets: Sets, way: Way, repeat: int = 1) -> Iterator[Applied]:
         repeat: How often the captions come in a batch, one round after the other.
     """
     held = None
-    if way.rule in (*RULES, GATE, TOLD):
+    if way.rule in (*RULES, LESS_SIMILARITY, GATE, TOLD):
         first = {name: sets.library[name] for name in sets.tasks[0].adapters}
         rank = max(max(bundle.ranks().values()) for bundle in sets.library.values())
         held = GatedFusion(

@@ -1,9 +1,11 @@
-"""Simple rules that open some of the retrieved adapters, by cosines alone."""
+"""Simple rules that open some of the retrieved adapters, by cosines and likeness alone."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from core_gates.adapters.relevance import closest_higher
 
 
 def largest_gap(cosines: Tensor, *, least: int = 1, most: int = 4) -> Tensor:
@@ -17,6 +19,22 @@ def largest_gap(cosines: Tensor, *, least: int = 1, most: int = 4) -> Tensor:
 def soft_threshold(cosines: Tensor, *, threshold: float, width: float) -> Tensor:
     """Open by ``sigmoid((c - threshold) / width)``."""
     return ((cosines - threshold) / width).sigmoid()
+
+
+def less_similarity(
+    cosines: Tensor, similarities: Tensor, *, less: float, threshold: float, width: float
+) -> Tensor:
+    """Open softly by the cosine less a part of the similarity to the most alike one above it.
+
+    Args:
+        cosines: Of captions and adapters (N, K).
+        similarities: Of the adapters to each other (K, K).
+        less: The part.
+        threshold: Of what is left, where an adapter is half open.
+        width: Of the threshold.
+    """
+    rest = cosines - less * closest_higher(cosines, similarities).clamp_min(0)
+    return soft_threshold(rest, threshold=threshold, width=width)
 
 
 def absolute_threshold(cosines: Tensor, *, threshold: float) -> Tensor:
@@ -49,3 +67,6 @@ RULES: dict[str, Callable[..., Tensor]] = {
     "mean": lambda cosines: torch.full_like(cosines, 1 / cosines.shape[-1]),
 }
 """Each takes cosines (N, K) and settings, and returns how far adapters are open (N, K)."""
+
+LESS_SIMILARITY = "cosine less similarity"
+"""The rule that takes similarities (K, K), too."""

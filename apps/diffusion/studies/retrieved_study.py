@@ -22,6 +22,7 @@ from diffusion.experiments.retrieved_sets import (
 )
 from diffusion.experiments.trained_gates import GatesForm, combinations, train_gates
 from diffusion.retrieval import load_encoder
+from diffusion.rivals.opening import LESS_SIMILARITY
 from harness.evidence import Bar, Resamples, Row, compare, moments
 from harness.experiment import Arrays, Choice, Piece
 from harness.experiment.tuning import Box
@@ -43,6 +44,12 @@ SOFT = "soft threshold"
 SPACES: dict[str, Box] = {
     "largest gap": {"least": [1, 2], "most": [2, 3, 4], **STRENGTH},
     SOFT: {"threshold": (0.08, 0.4), "width": (0.01, 0.12), **STRENGTH},
+    LESS_SIMILARITY: {
+        "less": (0.0, 0.8),
+        "threshold": (0.02, 0.4),
+        "width": (0.01, 0.12),
+        **STRENGTH,
+    },
     "absolute threshold": {"threshold": (0.08, 0.4), **STRENGTH},
     "relative threshold": {"share": (0.2, 0.9), **STRENGTH},
     "top-2": STRENGTH,
@@ -55,7 +62,7 @@ SPACES: dict[str, Box] = {
     CONSTANT: {"strength": (0.05, 1.2)},
 }  # what is tuned of the rivals
 
-PLAIN = {"least": 2, "most": 3, "threshold": 0.2, "width": 0.03, "share": 0.5, "density": 0.5,
+PLAIN = {"less": 0.3, "least": 2, "most": 3, "threshold": 0.2, "width": 0.03, "share": 0.5, "density": 0.5,
          "rank": 4}  # fmt: skip
 FIRST = {n: {axis: PLAIN.get(axis, 1.0) for axis in box} for n, box in SPACES.items()}
 """What is tried first; what is not named is 1."""
