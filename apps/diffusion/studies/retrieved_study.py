@@ -45,8 +45,8 @@ SPACES: dict[str, Box] = {
     "largest gap": {"least": [1, 2], "most": [2, 3, 4], **STRENGTH},
     SOFT: {"threshold": (0.08, 0.4), "width": (0.01, 0.12), **STRENGTH},
     LESS_SIMILARITY: {
-        "less": (0.0, 0.8),
-        "threshold": (0.02, 0.4),
+        "less": (0.05, 1.0),
+        "threshold": (0.04, 0.4),
         "width": (0.01, 0.12),
         **STRENGTH,
     },
@@ -62,7 +62,7 @@ SPACES: dict[str, Box] = {
     CONSTANT: {"strength": (0.05, 1.2)},
 }  # what is tuned of the rivals
 
-PLAIN = {"less": 0.3, "least": 2, "most": 3, "threshold": 0.2, "width": 0.03, "share": 0.5, "density": 0.5,
+PLAIN = {"least": 2, "most": 3, "less": 0.3, "threshold": 0.2, "width": 0.03, "share": 0.5, "density": 0.5,
          "rank": 4}  # fmt: skip
 FIRST = {n: {axis: PLAIN.get(axis, 1.0) for axis in box} for n, box in SPACES.items()}
 """What is tried first; what is not named is 1."""
