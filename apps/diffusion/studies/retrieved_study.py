@@ -62,8 +62,8 @@ SPACES: dict[str, Box] = {
     CONSTANT: {"strength": (0.05, 1.2)},
 }  # what is tuned of the rivals
 
-PLAIN = {"least": 2, "most": 3, "less": 0.3, "threshold": 0.2, "width": 0.03, "share": 0.5, "density": 0.5,
-         "rank": 4}  # fmt: skip
+PLAIN = {"least": 2, "most": 3, "threshold": 0.2, "width": 0.03, "less": 0.3, "share": 0.5,
+         "density": 0.5, "rank": 4}  # fmt: skip
 FIRST = {n: {axis: PLAIN.get(axis, 1.0) for axis in box} for n, box in SPACES.items()}
 """What is tried first; what is not named is 1."""
 
