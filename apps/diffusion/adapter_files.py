@@ -135,9 +135,10 @@ def strengths_of(text: str, names: Sequence[str], option: str = "--weights") -> 
             most 1000.
     """
     parts = [part.strip() for part in text.split(",")]
+    what = "blocks" if option == "--blocks" else "adapters"
     if not any(":" in part or part in names for part in parts):
         if len(parts) != len(names):
-            raise GatesError(f"{option} gives {len(parts)} numbers for {len(names)} adapters")
+            raise GatesError(f"{option} gives {len(parts)} numbers for {len(names)} {what}")
         return {n: _number(part, n, option) for n, part in zip(names, parts, strict=True)}
     strengths: dict[str, float] = {}
     for part in parts:
@@ -145,7 +146,6 @@ def strengths_of(text: str, names: Sequence[str], option: str = "--weights") -> 
         if name not in names:
             close = get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-            what = "blocks" if option == "--blocks" else "adapters"
             raise GatesError(f"{option} names {name!r}, which is none of the {what} ({hint})")
         if name in strengths:
             raise GatesError(f"{option} names {name!r} twice: name it once")

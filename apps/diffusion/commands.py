@@ -30,8 +30,8 @@ FUNCTIONS = {
     "index": FunctionVerb("apps.diffusion.search:index", ("folder",)),
     "search": FunctionVerb("apps.diffusion.search:search", "prompt"),
     "inspect": FunctionVerb("apps.diffusion.inspect:inspect", "paths"),
-    "convert": FunctionVerb("apps.diffusion.merge:convert", ("file", "output")),
-    "resize": FunctionVerb("apps.diffusion.merge:resize", ("file", "output")),
+    "convert": FunctionVerb("apps.diffusion.convert:convert", ("file", "output")),
+    "resize": FunctionVerb("apps.diffusion.convert:resize", ("file", "output")),
     "merge": FunctionVerb("apps.diffusion.merge:merge", "files"),
 }  # verbs without a Trainer, each imported only when it is called
 STUDIES = {

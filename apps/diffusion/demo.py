@@ -11,13 +11,13 @@ import gradio as gr
 import numpy as np
 from matplotlib.figure import Figure
 
-from apps.diffusion.generate import most_of, record_of
+from apps.diffusion.generate import record_of
 from apps.diffusion.search import left_out
 from apps.diffusion.studio import GATED, SUM, Sources, Studio, studio
 from core_gates.errors import GatesError
 from diffusion.data.pictures import enlarged
 from diffusion.evaluation.figures import gate_map_figure
-from diffusion.fusion.pipeline import Generated
+from diffusion.fusion.pipeline import Generated, most_of
 from harness.command.local_page import check_port, private_folder, serve
 from harness.command.verbs import Place
 from harness.runs.terminal import counting

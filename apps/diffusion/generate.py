@@ -25,7 +25,7 @@ from diffusion.experiments.work import refuse_below
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.baking import MeanGates, bake, depends_on_roles
 from diffusion.fusion.gated_fusion import Mode
-from diffusion.fusion.pipeline import AutoLoraPipeline, Generated
+from diffusion.fusion.pipeline import AutoLoraPipeline, Generated, most_of
 from diffusion.lora_file import LoraBundle
 from diffusion.models.flow_matching import GUIDANCE
 from diffusion.models.pipelines import load_pipeline
@@ -96,6 +96,7 @@ class Sampling:
         return found | ({"negative_prompt": self.negative_prompt} if self.negative_prompt else {})
 
 
+ADDED = "named adapters are added; the gate opens those that are found by their weights alone"
 LETTERS = 40  # of a prompt, in the name of a file
 
 
@@ -204,11 +205,6 @@ def baked(
     return bake(fusion, observed.means)
 
 
-def most_of(mode: str) -> int:
-    """Return how many adapters are found for a mode by default."""
-    return 6 if mode == RELEVANCE else 3
-
-
 def generate(
     place: Place,
     sources: Sources,
@@ -255,8 +251,8 @@ def generate(
         _note_idle(told, found)
         asked = partial(
             found.make, words, mode=mode, k=k or most_of(mode or found.mode), fill=fill, roles=told,
-            strengths=named or None, adapters=None if named is None else list(named),
-            **sampling.options(found),
+            strengths=named if ":" in (adapters or "") else None,
+            adapters=None if named is None else list(named), **sampling.options(found),
         )  # fmt: skip
         images, records, paths = list[Image.Image](), list[dict[str, Any]](), list[Path]()
         try:
@@ -351,7 +347,8 @@ def _show(
         console.print("no adapters: the base alone")
     prompt, scores = record["prompt"], {one["name"]: one["score"] for one in record["adapters"]}
     limits = (studio.unread(prompt), studio.unknown(prompt, scores))
-    notes = (*studio.notices, *limits, found.notice)
+    added = ADDED if (studio.mode, record["mode"]) == (RELEVANCE, SUM) else ""
+    notes = (*studio.notices, added, *limits, found.notice)
     for line in [
         *left_out(found),
         *(f"left out: {name}: {why}" for name, why in record["skipped"].items()),

@@ -1,4 +1,4 @@
-"""``gates diffusion convert``, ``resize`` and ``merge``: files of adapters made others, or one."""
+"""``gates diffusion merge``: one adapter of several files."""
 
 import dataclasses
 import json
@@ -11,11 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from apps.diffusion.adapter_files import (
-    DTYPES,
     Format,
     Numbers,
     base_of,
-    layers_in,
     named_files,
     require_place,
     roles_in,
@@ -26,103 +24,17 @@ from apps.diffusion.adapter_files import (
     with_names,
     write,
 )
-from apps.diffusion.inspect import dialects, plain_console, show_notes
+from apps.diffusion.convert import show_unused
+from apps.diffusion.inspect import plain_console
 from core_gates.errors import GatesError
 from diffusion.fusion.protocol import one_family
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.lora_file.bundle import PARTS, weighed
-from diffusion.lora_file.container import clean
 from diffusion.lora_file.dialects import Style, kept_metadata, refuse_unlike, style_of
 from diffusion.lora_file.family import FAMILIES
 from diffusion.lora_file.inspection import describe, sums_of_squares
 from diffusion.lora_file.reading import Base
 from harness.files import Data, require_apart
-
-
-def convert(
-    file: str,
-    output: str,
-    to: Format = "diffusers",
-    rank: int | None = None,
-    energy: float | None = None,
-    dtype: Numbers | None = None,
-    base: str | None = None,
-    lenient: bool = False,
-    overwrite_output: bool = False,
-) -> None:
-    """Write the adapter in FILE as OUTPUT, in the format of another program.
-
-    FILE is a .safetensors file in any dialect, or a folder of PEFT; OUTPUT a .safetensors file, or
-    a folder for peft. Nothing is left out silently: what cannot be read or written is an error.
-
-    Args:
-        file: Adapter that is read, a .safetensors file or a folder of PEFT.
-        output: File that is written; a folder for peft.
-        to: Format of the output.
-        rank: Components per layer that are kept at most; the best approximation is written.
-        energy: Fraction of the squared norm of each change that is kept at least, in (0, 1].
-        dtype: Numbers of the output; by default those of the file, where they are exact.
-        base: What the file is for: flux, sd3 or a folder of diffusers, whose layers it must fit; by
-            default the file decides.
-        lenient: Leave out what cannot be used or written, and list it, instead of refusing it.
-        overwrite_output: Replace the output if it exists.
-    """
-    source, target = Path(file), Path(output)
-    if not source.exists():
-        raise GatesError(f"{source} does not exist: name a .safetensors file or a folder of PEFT")
-    require_place(target, to, overwrite=overwrite_output, option="OUTPUT")
-    require_apart(target, [source], "OUTPUT")
-    bundle = load_lora(source, base_of(base), strict=not lenient)
-    console = plain_console()
-    _print_mapping(console, source, bundle)
-    kept = storable(console, bundle, to, lenient=lenient)
-    write(console, shrunk(console, kept, to, rank, energy), target, to, dtype)
-
-
-def resize(
-    file: str,
-    output: str,
-    rank: int | None = None,
-    energy: float | None = None,
-    dtype: Numbers | None = None,
-    overwrite_output: bool = False,
-) -> None:
-    """Write the best approximation of FILE, for any model, with lower ranks as OUTPUT.
-
-    Args:
-        file: Adapter that is read, a .safetensors file or a folder of PEFT.
-        output: File that is written; a folder if FILE is one.
-        rank: Components per layer that are kept at most.
-        energy: Fraction of the squared norm of each change that is kept at least, in (0, 1].
-        dtype: Numbers of the output; by default those of the file.
-        overwrite_output: Replace the output if it exists.
-    """
-    source, target = Path(file), Path(output)
-    if not source.exists():
-        raise GatesError(f"{source} does not exist: name a .safetensors file or a folder of PEFT")
-    if rank is None and energy is None:
-        raise GatesError("nothing says how far to shrink: give --rank or --energy")
-    folder: Format | None = "peft" if source.is_dir() else None
-    require_place(target, folder, overwrite=overwrite_output, option="OUTPUT")
-    require_apart(target, [source], "OUTPUT")
-    adapters = {source.name: load_lora(source, any_family=True)}
-    to, console = _written_as(adapters, folder), plain_console()
-    small = shrunk(console, adapters[source.name], to, rank, energy)
-    numbers = {f"torch.{name}": short for short, name in DTYPES.items()}
-    write(console, small, target, to, dtype or numbers.get(str(small.storage)))
-
-
-def _print_mapping(console: Console, source: Path, bundle: LoraBundle) -> None:
-    """Print what became of the tensors of a file."""
-    report = bundle.report
-    assert report is not None
-    names = "; ".join(dialects(report.dialects))
-    console.print(escape(f"{clean(source.name)}: {bundle.family}, {names}"))
-    counts = f"{len(report.used)} of {len(report.fates)} tensors, for {layers_in(bundle)}"
-    console.print(f"used: {counts}")
-    left_out = {fate.key: fate.reason for fate in report.unused}
-    show_notes(console, left_out, (*report.problems, *report.notes))
-
 
 Name = Literal[
     "sum", "mean", "weighted", "cat", "svd", "linear", "ties", "dare_linear", "dare_ties",
@@ -406,6 +318,8 @@ def _merge(
                 " leave them out"
             )
         console.print(escape(f"left out: {what}: {method} cannot merge them"))
+    for name, bundle in adapters.items() if form.lenient else ():
+        show_unused(console, bundle, f"{name}: ")
     settings = _with_roles(console, adapters, settings)
     whole = _with_blocks(merged(adapters, settings), form.blocks)
     to = with_names(console, whole, to)

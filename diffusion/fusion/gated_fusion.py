@@ -31,6 +31,7 @@ from diffusion.fusion.gates_file import (
     SWITCH,
     load_gate,
     load_gates,
+    mode_of,
     options_of,
     save_gates,
 )
@@ -353,6 +354,8 @@ class GatedFusion(Fusion, nn.Module):
         switched = None
         if path is not None:
             state = load_gates(path, [site.name for site in self._sites])
+            if "relevance" in {self.mode, made_for := mode_of(state)} and made_for != self.mode:
+                raise GatesError(f"{path} is for mode={made_for!r}, not {self.mode!r}: give that")
             switched = state.pop(SWITCH, None)
             saved = options_of(next(iter(state.values())))
             if self.mode != "gated" and "variant" in saved:

@@ -90,6 +90,11 @@ def load_gates(path: str | Path, sites: Iterable[str]) -> dict[str, dict[str, Te
         if not torch.isfinite(tensor.float()).all():
             raise LoraFileError(f"{file.label}: {key} is not finite; get the file again")
         states.setdefault(names[escaped], {})[parameter] = tensor
+    shared = states.get(SWITCH, {})
+    if "width" in shared and not (shared["width"].numel() == 1 and shared["width"].item() > 0):
+        raise LoraFileError(f"{file.label}: the width of its gate is not positive; get it again")
+    if "embedder" in shared and not ((shared["embedder"] >= 0) & (shared["embedder"] < 256)).all():
+        raise LoraFileError(f"{file.label}: the name of its encoder is damaged; get it again")
     if unknown or not states.keys() - {SWITCH}:
         what = f"gates of layers that the model lacks, {listed(unknown)}" if unknown else "no gates"
         raise LoraFileError(f"{file.label} holds {what}: give gates of this model")

@@ -160,7 +160,7 @@ class AutoLoraPipeline:
         self,
         prompt: str,
         *,
-        k: int = 3,
+        k: int | None = None,
         fill: bool = False,
         adapters: Sequence[str] | Mapping[str, LoraBundle] | None = None,
         strengths: Mapping[str, float] | None = None,
@@ -175,8 +175,8 @@ class AutoLoraPipeline:
 
         Args:
             prompt: What to show; adapters are found by it.
-            k: Adapters to find, at most 8 for ``relevance``. Those of other models are passed over
-                for the next best; where all are left out for their low scores, the model is alone.
+            k: Adapters to find, by default `most_of` the mode, at most 8 for ``relevance``; those
+                of other models are passed over, and where all scores are low the model is alone.
             fill: Whether adapters that the prompt does not name take part where it names others.
             adapters: Names of adapters of the library, or adapters by name, instead of a search;
                 none for the model alone.
@@ -186,8 +186,8 @@ class AutoLoraPipeline:
             scores: Name -> score for a switch, by default the cosine in the search; others stay on.
             seed: Of the noise; the same one gives the same pixels.
             mode: ``gated``, ``sum``, ``strengths``, or what makes a fusion, such as a rival; or
-                ``relevance``, which opens adapters as far as the prompt needs them, and is the sum
-                where they were named or not found by their weights.
+                ``relevance``, which opens adapters as far as the prompt needs them, and those that
+                it names in full; the sum where all are named, or not found by their weights.
             record_gates: Whether to record mean gates by step and layer.
             options: Of the pipeline.
 
@@ -196,10 +196,7 @@ class AutoLoraPipeline:
         """
         if not prompt.strip():
             raise GatesError("the prompt is empty: say what the image is to show")
-        if mode == "relevance" and k > MOST:
-            raise GatesError(
-                f"k={k}, but a gate opens at most {MOST} adapters: give {MOST} or less"
-            )
+        k = most_of(mode) if k is None else k
         whole = {"whole": True} if mode == "relevance" else {}
         bundles, matches, skipped = self._adapters(prompt, k, adapters, whole, fill=fill)
         fusion, name, opened = self._fusion(bundles, matches, mode)
@@ -232,16 +229,21 @@ class AutoLoraPipeline:
             return {}, {}, {}
         if self.library is None:
             raise GatesError("there is no library to find adapters in: give one, or the adapters")
+        if more and isinstance(k, int) and k > MOST:
+            raise GatesError(
+                f"k={k}, but a gate opens at most {MOST} adapters: give {MOST} or less"
+            )
         if given is not None:
             return {name: self.library.load(name) for name in given}, {}, {}
-        if k < 1:
+        if not isinstance(k, int) or k < 1:
             raise GatesError(f"k={k} adapters are wanted: give 1 or more, or adapters=[] for none")
         return self._search(self.library, prompt, k, more, fill=fill)
 
     def _retrieved(self, matches: Sequence[Match | None]) -> Retrieved | None:
         """Return what a search by weights knows of adapters; None if one was found otherwise."""
-        found = [one for one in matches if one and one.weights is not None and not one.named]
-        if self.library is None or not found or len(found) < len(matches):
+        found = [one for one in matches if one and one.weights is not None]
+        every = all(one.named for one in found)  # or there is none
+        if self.library is None or every or len(found) < len(matches):
             return None
         names = tuple(one.name for one in found)
         similarities, encoder = self.library.similarities(names)
@@ -308,7 +310,10 @@ class AutoLoraPipeline:
         if retrieved is None:
             return fusion, mode, {}
         fusion.suit(retrieved)
-        openness = cast(Tensor, cast(RelevanceGate, fusion.context).opening())
+        gate = cast(RelevanceGate, fusion.context)
+        named = torch.tensor([float(bool(matches[label].named)) for label in bundles])
+        openness = torch.maximum(cast(Tensor, gate.opening()), named)
+        gate.set_openness(openness)
         return fusion, mode, dict(zip(bundles, openness.flatten().tolist(), strict=True))
 
     def _run(
@@ -377,6 +382,11 @@ def _described(
         known = {n: float(c) for n, c in cosines.items() if c is not None}
         fusion.describe(roles=told, scores=known if scores is None else scores)
     return told
+
+
+def most_of(mode: str | Make) -> int:
+    """Return how many adapters are found for a mode by default."""
+    return 6 if mode == "relevance" else 3
 
 
 def shrink(count: int) -> float:

@@ -115,7 +115,8 @@ def load_lora(
     report = bundle.report
     if strict and report is not None and (summary := report.summary()):
         raise MappingError(
-            f"{file.label}: {summary}, which `gates diffusion convert --lenient` passes over",
+            f"{file.label}: {summary}; get the file again, or leave that out by --lenient of merge"
+            " or convert",
             report,
         )
     return dataclasses.replace(bundle, name=name_of(place))

@@ -190,6 +190,18 @@ def test_lower_ranks_are_the_best_approximation_for_every_family(gates):
                 assert file.metadata()["mark"] == "a"
 
 
+def test_lenient_merges_list_what_is_left_out(gates):
+    save_file(whole := drawn("sd1", 0), "a.safetensors")
+    partner = next(name for name in whole if "lora_up" in name)
+    save_file({n: t for n, t in whole.items() if n != partner}, "b.safetensors")
+    printed = gates("merge", "a.safetensors", "b.safetensors", "--output", "o.safetensors",
+                    "--lenient")  # fmt: skip
+    lines = [line for line in printed.splitlines() if line.startswith("left out: b: ")]
+    assert len(lines) == 2  # the factor down and its α
+    assert all("lacks the factor up" in line for line in lines)
+    assert not [line for line in printed.splitlines() if line.startswith("left out: a: ")]
+
+
 def test_a_resized_file_keeps_the_numbers_of_the_file(gates):
     tensors = {name: tensor.bfloat16() for name, tensor in drawn("flux", 0, ranks=(4, 4)).items()}
     save_file(tensors, "a.safetensors")

@@ -105,7 +105,7 @@ FAULTS = {
     "zero": (convert(BAD), "the change of every layer is zero", ZERO),
     "unknown tensor": (
         convert(BAD),
-        r"strange: its name ends with no known factor, which `.*convert --lenient` passes over$",
+        r"strange: its name ends with no known factor; get the file again, or leave that out by",
         STRANGE,
     ),
     "text encoder alone": (convert(BAD), "no layer of the transformer is changed", OF_TEXT),

@@ -9,6 +9,7 @@ import pytest
 
 import diffusion
 from apps.diffusion.embedded_world import World
+from apps.diffusion.generate import ADDED
 from apps.diffusion.studies.base_study import TRAINED, encoder_of
 from apps.diffusion.studies.fusion_study import GROUPS, LOWEST, METRIC, TRIALS
 from apps.diffusion.studio import NO_GATES, USED, Sources, shipped, studio
@@ -80,18 +81,25 @@ def test_a_prompt_alone_is_enough(root, write, gates, monkeypatch):
     assert json.loads(path.read_text()) == record
 
 
-def test_named_adapters_are_summed_and_others_gated_as_far_as_asked(root, write, gates,
+def test_named_adapters_are_open_or_summed_and_others_gated(root, write, gates,
                                                                      monkeypatch):  # fmt: skip
     monkeypatch.setattr("apps.diffusion.embedded_world.World", write.world_of)
     call = ("generate", "an inverted red fish on white", "--root", root, "--steps", 1, "--least=-1")
     printed = gates(*call, "--fill")
-    assert "adapters, sum" in printed
+    assert "adapters, relevance" in printed
     assert printed.count("named: ") == 2
     (path,) = (root / "diffusion" / "embedded" / "images").glob("*.json")
     record = json.loads(path.read_text())
-    assert {one["strength"] for one in record["adapters"]} == {2.7 / 6}
-    assert {one["open"] for one in record["adapters"]} == {None}
+    opened = {one["name"]: one["open"] for one in record["adapters"]}
+    assert (len(opened), opened.pop("fish"), opened.pop("inverted")) == (6, 1, 1)
+    assert all(0 < value < 1 for value in opened.values())
     path.unlink()
+    for names, strengths in (("cup,fish,dotted", [0.9] * 3), ("cup,fish,dotted:1", [1.0] * 3)):
+        assert ADDED in gates(*call, "--adapters", names)
+        (path,) = (root / "diffusion" / "embedded" / "images").glob("*.json")
+        record = json.loads(path.read_text())
+        assert [one["strength"] for one in record["adapters"]] == pytest.approx(strengths)
+        path.unlink()
     gates(*call, "--mode", "gated", "--k", "2")
     (path,) = (root / "diffusion" / "embedded" / "images").glob("*.json")
     record = json.loads(path.read_text())

@@ -1,5 +1,7 @@
 """Sets of adapters that a search retrieves, opened by a gate on a model."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from diffusion.fusion import GatedFusion
 from diffusion.fusion.baking import bake
 from diffusion.fusion.fusion_tasks import FusionDraws, FusionTask
 from diffusion.fusion.retrieved import Retrieved, retrieve
+from diffusion.lora_file import LoraFileError
 from diffusion.models.text_encoders import TextStates
 
 ENCODER = "0123456789abcdef"
@@ -124,8 +127,22 @@ def test_a_gate_of_another_encoder_or_set_is_refused_in_a_line(model, fused, one
     assert "mode='relevance'" in one_line(GatesError, plain.suit, found)
     path = plain.save_gates(tmp_path / "strengths.safetensors")
     for mode, file in (("relevance", path), ("gated", fusion.save_gates(tmp_path / "relevance"))):
-        one_line(GatesError, GatedFusion, model, fusion.adapters, mode=mode, gates=file)
+        refusal = one_line(GatesError, GatedFusion, model, fusion.adapters, mode=mode, gates=file)
+        assert f"not '{mode}': give that" in refusal
     assert "no mean gates" in one_line(GatesError, bake, fusion)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("width", -0.1, "width of its gate is not positive"), ("width", 0.0, "is not positive"),
+     ("embedder", 300, "the name of its encoder is damaged")],
+)  # fmt: skip
+def test_a_damaged_gate_is_refused_in_a_line(model, fused, one_line, tmp_path, name, value, words):
+    fusion, _ = fused
+    fusion.context.get_buffer(name).fill_(value)
+    path = fusion.save_gates(tmp_path / "gates.safetensors")
+    made = partial(GatedFusion, model, fusion.adapters, mode="relevance", gates=path)
+    assert words in one_line(LoraFileError, made)
 
 
 def test_exchanged_adapters_are_a_sum_until_captions_are_told(model, inputs, fused, bundle):
