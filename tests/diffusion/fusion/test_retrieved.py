@@ -126,7 +126,10 @@ def test_a_gate_of_another_encoder_or_set_is_refused_in_a_line(model, fused, one
     plain = GatedFusion(model, fusion.adapters, mode="strengths")
     assert "mode='relevance'" in one_line(GatesError, plain.suit, found)
     path = plain.save_gates(tmp_path / "strengths.safetensors")
-    for mode, file in (("relevance", path), ("gated", fusion.save_gates(tmp_path / "relevance"))):
+    for mode, file in (
+        ("relevance", path),
+        ("gated", fusion.save_gates(tmp_path / "own.safetensors")),
+    ):
         refusal = one_line(GatesError, GatedFusion, model, fusion.adapters, mode=mode, gates=file)
         assert f"not '{mode}': give that" in refusal
     assert "no mean gates" in one_line(GatesError, bake, fusion)
