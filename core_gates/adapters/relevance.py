@@ -16,13 +16,13 @@ class RelevanceGate(nn.Module):
 
     With the cosines ``c_k`` of the caption and the adapters, and features ``φ_k``::
 
-        open_k = sigmoid((c_k - threshold) / width + 4 network(φ_k))
+        open_k = sigmoid((c_k - less max(s_k, 0) - threshold) / width + 4 network(φ_k))
 
+    where ``s_k`` is the largest similarity of the adapter to one of a higher cosine, 0 if none.
     Features are the cosine, how far the next higher and the next lower one are, how many are
-    higher, its ratio to the highest, and the largest similarity of the adapter to one of a higher
-    cosine. All of them compare adapters in pairs, so their order decides nothing, not even between
-    equal cosines. The network of 32 units is zero at the start, so the gate begins as a soft
-    threshold.
+    higher, its ratio to the highest, and ``s_k``. All of them compare adapters in pairs, so their
+    order decides nothing, not even between equal cosines. The network of 32 units is zero at the
+    start, so the gate begins as a soft threshold of what is left of the cosine.
 
     A layer multiplies what its adapters make of its input, ``A_k x``, by ``open_k`` times a
     strength that follows the expected number ``n = Σ open_k`` of open adapters, cut to 1 to 4: with
@@ -31,6 +31,7 @@ class RelevanceGate(nn.Module):
     Args:
         threshold: Cosine at which an adapter is half open at the start.
         width: Of the soft threshold, in cosines.
+        less: Part of the similarity to a better adapter that is taken off a cosine.
         fingerprint: 16 hexadecimal digits of what embeds adapters; empty if unknown.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
@@ -44,12 +45,14 @@ class RelevanceGate(nn.Module):
 
     threshold: Tensor
     width: Tensor
+    less: Tensor
     embedder: Tensor
 
     def __init__(
         self,
         threshold: float = 0.2,
         width: float = 0.05,
+        less: float = 0.0,
         fingerprint: str = "",
         *,
         device: torch.device | str | None = None,
@@ -61,8 +64,8 @@ class RelevanceGate(nn.Module):
         digits = list(bytes.fromhex(fingerprint or "00" * 8))
         if len(digits) != 8:
             raise ValueError(f"fingerprint is {fingerprint!r}, expected 16 hexadecimal digits")
-        self._start = {"threshold": threshold, "width": width, "embedder": digits}
-        for name in ("threshold", "width"):
+        self._start = {"threshold": threshold, "width": width, "less": less, "embedder": digits}
+        for name in ("threshold", "width", "less"):
             self.register_buffer(name, torch.empty((), device=device, dtype=dtype))
         self.register_buffer("embedder", torch.empty(8, device=device, dtype=torch.int64))
         self.inner = nn.Linear(FEATURES, HIDDEN, device=device, dtype=dtype)
@@ -105,7 +108,8 @@ class RelevanceGate(nn.Module):
         cosines, similarities = cosines.to(self.threshold), similarities.to(self.threshold)
         units = nn.functional.silu(self.inner(features(cosines, similarities)))
         learned: Tensor = GAIN * self.outer(units).squeeze(-1)
-        return ((cosines - self.threshold) / self.width + learned).sigmoid()
+        rest = cosines - self.less * closest_higher(cosines, similarities).clamp_min(0)
+        return ((rest - self.threshold) / self.width + learned).sigmoid()
 
     def set_openness(self, openness: Tensor | None) -> None:
         """Set how far adapters are open until the next call; with None the gate is not asked.

@@ -1,5 +1,8 @@
 """What people may call a concept who do not know the word that its adapter was trained with."""
 
+from diffusion.data.scenes import Scene
+from diffusion.data.styles import PLAIN
+
 PARAPHRASES: dict[str, tuple[str, str, str]] = {
     "fish": (
         "a sea creature with fins",
@@ -47,3 +50,15 @@ PARAPHRASES: dict[str, tuple[str, str, str]] = {
     "vignetted": ("with dark corners", "seen through a spyglass", "dim around the edges"),
 }
 """Concept -> descriptions without its word; searches are tested by them."""
+
+
+def in_other_words(scene: Scene, number: int = 0) -> str:
+    """Return a caption without the words of adapters, such as ``a pine, plaid, pink on black``.
+
+    Args:
+        scene: Whose shape and styles are concepts of `PARAPHRASES`, or of the base.
+        number: Of the descriptions, 0 to 2.
+    """
+    shown = [name for name in (scene.shape, *scene.styles) if name != PLAIN]
+    said = [PARAPHRASES[name][number] if name in PARAPHRASES else name for name in shown]
+    return ", ".join([*said, f"{scene.color} on {scene.ground}", *filter(None, [scene.size])])

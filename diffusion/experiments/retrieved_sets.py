@@ -12,12 +12,19 @@ from torch import Tensor
 
 from core_gates.adapters import AdapterCapacity, RelevanceGate
 from diffusion.data.concepts import Combination
-from diffusion.data.scenes import Part, spread
+from diffusion.data.paraphrases import in_other_words
+from diffusion.data.scenes import Part, Scene, spread
 from diffusion.evaluation.fusion_scores import fixed_draws
 from diffusion.experiments.adapter_conditions import CaptionScores
 from diffusion.experiments.combined_losses import note_trained, seed_of
 from diffusion.experiments.made_images import judge_of, judged_right
-from diffusion.experiments.trained_gates import FILE, Bench, combinations, searched
+from diffusion.experiments.trained_gates import (
+    FILE,
+    OTHER_WORDS,
+    Bench,
+    combinations,
+    searched,
+)
 from diffusion.experiments.work import Job
 from diffusion.fusion.fusion_tasks import FusionTask
 from diffusion.fusion.gated_fusion import GatedFusion
@@ -34,7 +41,7 @@ GATE, NEEDED, TOLD, CONSTANT = "relevance gate", "needed", "needed of the six", 
 and gates that ship, which are open for all."""
 
 TIMES, MOST = 8, 2  # times of a loss, and drawings of a combination
-TRIED_TIMES, TRIED_EACH = 3, 2  # times where settings are chosen, and of how many one is tried
+TRIED_TIMES = 3  # times where settings are chosen
 
 
 class Sets(NamedTuple):
@@ -78,7 +85,8 @@ def _sets(
     read = {name: load_lora(file) for name, file in files}
     library = {n: replace(b, modules=dict(b.modules)) for n, b in read.items()}  # read once
     suits = CaptionScores(encoder, searched(library, group))
-    tasks = suits.retrieved(bench.tasks(wanted, part, MOST))
+    say = in_other_words if group == OTHER_WORDS else Scene.caption
+    tasks = suits.retrieved(bench.tasks(wanted, part, MOST, say))
     return Sets(bench, library, wanted, tasks, suits.floor(bench.base.encoder()))
 
 
@@ -204,10 +212,9 @@ def trial(
 ) -> dict[str, float]:  # fmt: skip
     """Return the mean logarithm of the losses of training combinations under a setting."""
     sets = sets_of(base_folder, encoder, files, piece["group"], "gate")
-    some = sets._replace(group=sets.group[::TRIED_EACH], tasks=sets.tasks[::TRIED_EACH])
     own = dict(piece.get("fixed") or {}) | {name: piece[name] for name in piece["tuned"]}
     way = Way(piece["rule"], own, trained.get(piece["rule"]))
-    score = float(losses_of(some, way, TRIED_TIMES)["losses"].log().mean())
+    score = float(losses_of(sets, way, TRIED_TIMES)["losses"].log().mean())
     job.tick()
     return {"score": score}
 

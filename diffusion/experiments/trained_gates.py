@@ -1,6 +1,6 @@
 """Gates, and rivals that are trained like them, as pieces of work."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -47,6 +47,7 @@ from diffusion.rivals.registry import make_rival
 from harness.files import content_digest
 from harness.files.piece import Piece, read_record
 
+OTHER_WORDS = "other2"
 TRIED = 24  # training pairs, and as many triples, that settings are chosen on
 
 
@@ -67,12 +68,18 @@ class Bench(NamedTuple):
         base = EmbeddedBase.load(base_folder)
         return cls(base, base.encoder())
 
-    def tasks(self, combinations: Sequence[Combination], part: Part, most: int) -> list[FusionTask]:
+    def tasks(
+        self,
+        combinations: Sequence[Combination],
+        part: Part,
+        most: int,
+        say: Callable[[Scene, int], str] = Scene.caption,
+    ) -> list[FusionTask]:
         """Return tasks of combinations, with at most so many drawings of a part each."""
         scenes = [spread(pair.scenes(part), most) for pair in combinations]
         states = _states(
             self.base.text_encoder["name"],
-            tuple(text for shown in scenes for text in captions(shown)),
+            tuple(text for shown in scenes for text in captions(shown, say)),
         )
         built, start = [], 0
         for pair, shown in zip(combinations, scenes, strict=True):
@@ -86,9 +93,11 @@ class Bench(NamedTuple):
         return self.text.encode([""])
 
 
-def captions(scenes: Sequence[Scene]) -> list[str]:
+def captions(
+    scenes: Sequence[Scene], say: Callable[[Scene, int], str] = Scene.caption
+) -> list[str]:
     """Return a caption of each scene, in all wordings, one after the other."""
-    return [scene.caption(number % WORDINGS) for number, scene in enumerate(scenes)]
+    return [say(scene, number % WORDINGS) for number, scene in enumerate(scenes)]
 
 
 @lru_cache(maxsize=8)
@@ -107,7 +116,9 @@ def combinations(group: str) -> list[Combination]:
     test pairs, with an adapter that has nothing to do with them. ``train_fewer`` leaves the
     concepts of `diffusion.data.concepts.LEFT_OUT` out, as ``tried_fewer`` does, and ``new2`` are
     the pairs of these. ``retrieved`` and ``retrieved_fewer`` are ``train`` and ``train_fewer`` with
-    what needs one adapter, or none; ``one`` and ``none`` are 24 of each.
+    what needs one adapter, or none; ``tried_retrieved`` and ``tried_retrieved_fewer`` are every
+    second of ``tried`` and ``tried_fewer``, with some of these; ``one`` and ``none`` are 24 of
+    each. ``other2`` are the test pairs, whose captions do not have the words of adapters.
     """
     tested, pairs = set(held_out_pairs()), training_pairs()
     triples = [
@@ -118,26 +129,30 @@ def combinations(group: str) -> list[Combination]:
     every = [*pairs, *held_out_pairs()]
     step2, step3 = len(pairs) // TRIED, len(triples) // TRIED
     single, bare = of_one_adapter(), of_no_adapter()
-    fewer = [o for o in (*pairs, *triples) if not set(o.adapters) & set(LEFT_OUT)]
+    fewer, single_fewer = (
+        [o for o in group if not set(o.adapters) & set(LEFT_OUT)]
+        for group in ((*pairs, *triples), single)
+    )
+    tried = [*pairs[::step2][:TRIED], *triples[::step3][:TRIED]]
+    tried_fewer = fewer[:: len(fewer) // (2 * TRIED)][: 2 * TRIED]
     return {
         "train": [*pairs, *triples],
         "train2": pairs,
-        "tried": [*pairs[::step2][:TRIED], *triples[::step3][:TRIED]],
+        "tried": tried,
         "tried2": pairs[::step2][:TRIED],
         "test2": held_out_pairs(),
         "test3": with_second_style(held_out_pairs(), shift=3),
         "train_useless": [*pairs, *triples, *with_useless(pairs)],
         "useless3": with_useless(held_out_pairs()),
         "train_fewer": fewer,
-        "tried_fewer": fewer[:: len(fewer) // (2 * TRIED)][: 2 * TRIED],
+        "tried_fewer": tried_fewer,
         "retrieved": [*pairs, *triples, *single, *bare],
-        "retrieved_fewer": [
-            *fewer,
-            *(one for one in single if not set(one.adapters) & set(LEFT_OUT)),
-            *bare,
-        ],
+        "retrieved_fewer": [*fewer, *single_fewer, *bare],
+        "tried_retrieved": [*tried[::2], *single[::8], *bare[::8]],
+        "tried_retrieved_fewer": [*tried_fewer[::2], *single_fewer[::8], *bare[::8]],
         "one": spread(single, TRIED),
         "none": spread(bare, TRIED),
+        OTHER_WORDS: held_out_pairs(),
         "new2": sorted(pair for pair in every if set(pair.adapters) <= set(LEFT_OUT)),
     }[group]
 
@@ -248,7 +263,9 @@ def untrained(
             model, adapters, gates=begin, everywhere=True, capacity=capacity, **options
         )
         if fusion.mode == "relevance":
-            fusion.context = RelevanceGate(piece["threshold"], piece["width"], piece["encoder"])
+            fusion.context = RelevanceGate(
+                piece["threshold"], piece["width"], piece["less"], piece["encoder"]
+            )
             for parameter in fusion.gates.parameters():
                 nn.init.constant_(parameter, piece["strength"])
         return fusion

@@ -20,7 +20,12 @@ from diffusion.experiments.retrieved_sets import (
     retrieved_losses,
     trial,
 )
-from diffusion.experiments.trained_gates import GatesForm, combinations, train_gates
+from diffusion.experiments.trained_gates import (
+    OTHER_WORDS,
+    GatesForm,
+    combinations,
+    train_gates,
+)
 from diffusion.retrieval import load_encoder
 from diffusion.rivals.opening import LESS_SIMILARITY
 from harness.evidence import Bar, Resamples, Row, compare, moments
@@ -35,15 +40,15 @@ TRAINING: dict[str, Any] = {
     "learning_rate": 1e-2,
     "relative": True,
     "precision": "32-true",
-}  # how a relevance gate is trained, from the tuned soft threshold on
+}  # how a relevance gate is trained, from the tuned rule on whose form it has
 
 TRIALS = 8
+BASE = "base alone"
 STRENGTH: Box = {"strength": (0.5, 1.3)}
 WEIGHT: Box = {"weight": (0.05, 1.3)}
-SOFT = "soft threshold"
 SPACES: dict[str, Box] = {
     "largest gap": {"least": [1, 2], "most": [2, 3, 4], **STRENGTH},
-    SOFT: {"threshold": (0.08, 0.4), "width": (0.01, 0.12), **STRENGTH},
+    "soft threshold": {"threshold": (0.08, 0.4), "width": (0.01, 0.12), **STRENGTH},
     LESS_SIMILARITY: {
         "less": (0.05, 1.0),
         "threshold": (0.04, 0.4),
@@ -71,6 +76,7 @@ FIXED: dict[str, tuple[str, dict[str, Any]]] = {
     "top-2": ("top", {"count": 2}),
     "top-3": ("top", {"count": 3}),
     "sum": ("all", {}),
+    BASE: ("all", {"strength": 0.0}),
 }  # rivals that are a rule of another name, or with a setting
 
 FLOOR = " above the least cosine"  # after what opens nothing where the best cosine is lower
@@ -81,6 +87,7 @@ TASKS = {
     "test3": "48 unseen triples",
     "one": "24 captions that need one",
     "none": "24 captions that need none",
+    OTHER_WORDS: "48 unseen pairs in other words",
 }
 COMBINED = ["test2", "test3"]
 BOTH, UNSEEN = "pairs and triples", "24 pairs of adapters unseen by gate and thresholds"
@@ -105,7 +112,9 @@ class Comparison:
         self.run, self.world, self.seeds = asked.run, world, asked.seeds
         self.suffix = FEWER if fewer else ""
         self.tried, self.train = (
-            ("tried_fewer", "retrieved_fewer") if fewer else ("tried", "retrieved")
+            ("tried_retrieved_fewer", "retrieved_fewer")
+            if fewer
+            else ("tried_retrieved", "retrieved")
         )
         encoder = load_encoder(folder).fingerprint
         self.common: dict[str, Any] = {"start": world.zoo_digest, "encoder": encoder}
@@ -139,9 +148,9 @@ class Comparison:
         )
         return {name.removesuffix(self.suffix): choice for name, choice in tuned.items()}
 
-    def trained(self, soft: Mapping[str, Any]) -> dict[int, Piece]:
-        """Return the pieces that train the gate from the tuned soft threshold on, by seed."""
-        settings = TRAINING | {"group": self.train} | dict(soft) | self.common
+    def trained(self, start: Mapping[str, Any]) -> dict[int, Piece]:
+        """Return the pieces that train the gate from a tuned rule on, by seed."""
+        settings = TRAINING | {"group": self.train} | dict(start) | self.common
         return {s: self.run.piece(f"{GATE}{self.suffix}", s, **settings) for s in self.seeds}
 
     def found(
@@ -156,7 +165,7 @@ class Comparison:
             own: Settings of the pieces.
         """
         trained, pieces = (
-            self.trained(chosen[SOFT].setting),
+            self.trained(chosen[LESS_SIMILARITY].setting),
             dict[Piece, tuple[str, Piece | None]](),
         )
         for name in names:
@@ -213,7 +222,6 @@ def rows_of(found: Found, groups: Sequence[str], task: str) -> list[Row]:
         measured[LOSS] = {
             name: [np.log(joined(run, "losses")) - base for run in runs]
             for name, runs in found.items()
-            if name != NEEDED
         }
     for metric in (*OPENNESS, RIGHT):
         measured[metric] = {
@@ -261,7 +269,7 @@ def retrieved_study(asked: Asked, world: World) -> None:
         comparison = Comparison(asked, world, fewer=fewer)
         chosen, groups = comparison.chosen(), [NEW] if fewer else list(TASKS)
         best[fewer] = best_rule(chosen)
-        names = (NEEDED, TOLD, GATE, *chosen)
+        names = (NEEDED, TOLD, GATE, BASE, *chosen)
         names += () if fewer else (f"{GATE}{FLOOR}", f"{best[fewer]}{FLOOR}")
         found = comparison.found("losses", names, chosen, groups=groups)
         if fewer:

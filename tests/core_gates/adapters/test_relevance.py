@@ -26,10 +26,16 @@ def trained(**options):
 
 
 @pytest.mark.parametrize("count", range(1, 9))
-def test_it_starts_as_the_soft_threshold_for_one_to_eight_adapters(count):
-    gate = RelevanceGate(0.17, 0.03).double()
+@pytest.mark.parametrize("less", [0.0, 0.4])
+def test_it_starts_as_its_rule_for_one_to_eight_adapters(count, less):
+    gate = RelevanceGate(0.17, 0.03, less).double()
     cosines, similarities = drawn(count)
-    expected = torch.sigmoid((cosines - 0.17) / 0.03)
+    rest = cosines.clone()
+    for row, values in enumerate(cosines.tolist()):
+        for k, own in enumerate(values):
+            higher = [similarities[k, j].item() for j, one in enumerate(values) if one > own]
+            rest[row, k] -= less * max([0.0, *higher])
+    expected = torch.sigmoid((rest - 0.17) / 0.03)
     assert_close(gate.openness(cosines, similarities), expected, rtol=1e-6, atol=1e-6)
     moved = trained().openness(cosines, similarities)
     assert ((moved > 0) & (moved < 1)).all()

@@ -11,8 +11,8 @@ from diffusion.data.concepts import (
     with_second_style,
     with_useless,
 )
-from diffusion.data.paraphrases import PARAPHRASES
-from diffusion.data.scenes import scenes
+from diffusion.data.paraphrases import PARAPHRASES, in_other_words
+from diffusion.data.scenes import Scene, scenes
 from diffusion.data.shapes import BASE_SHAPES, SHAPES
 from diffusion.data.styles import BASE_STYLES, NEW_FILLS, STYLES, WHOLE
 from diffusion.experiments.trained_gates import combinations
@@ -103,3 +103,10 @@ def test_paraphrases_do_not_name_what_they_describe():
         assert len(set(texts)) == 3
         for text in texts:
             assert not words & set(text.replace(",", "").split()), (name, text)
+
+
+def test_captions_in_other_words_say_all_but_the_words_of_adapters():
+    scene = Scene("tree", "pink", "black", "large", ("checkered", "sepia"))
+    expected = "a pine, in a pattern of squares, in vintage tones, pink on black, large"
+    assert in_other_words(scene, 1) == expected
+    assert in_other_words(Scene("circle", "red", "blue")) == "circle, red on blue"

@@ -59,7 +59,7 @@ def fused(model, bundle, vectors, text):
     fusion = GatedFusion(
         model, {name: bundle(seed) for seed, name in enumerate(found.names)}, mode="relevance"
     )
-    fusion.context = RelevanceGate(0.1, 0.2, ENCODER)
+    fusion.context = RelevanceGate(0.1, 0.2, 0.3, ENCODER)
     torch.manual_seed(2)
     with torch.no_grad():
         for parameter in fusion.parameters():

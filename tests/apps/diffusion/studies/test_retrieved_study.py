@@ -85,10 +85,11 @@ def test_groups_need_one_none_and_no_adapter_that_is_left_out():
         0
     ] * len(of_no_adapter())
     assert len(combinations("one")) == len(combinations("none")) == 24
-    for group in ("tried_fewer", "retrieved_fewer"):
+    assert {len(p.adapters) for p in combinations("tried_retrieved")} == {0, 1, 2, 3}
+    for group in ("tried_fewer", "retrieved_fewer", "tried_retrieved_fewer"):
         named = {name for pair in combinations(group) for name in pair.adapters}
         assert not named & set(LEFT_OUT)
-        assert len(named) == 30
+        assert len(named) == 30 or group.startswith("tried_retrieved")
     assert len({pair.name for pair in combinations("none")}) == 24
 
 
@@ -109,7 +110,7 @@ def test_the_study_from_a_library_to_its_scores(world, few, tmp_path, monkeypatc
     expected = {*study.TASKS.values(), study.BOTH, study.UNSEEN, pictures}
     assert {task for _, task, _ in rows} == expected
     compared = {method for method, _, metric in rows if metric == study.LOSS}
-    assert compared == {TOLD, *study.SPACES} - {study.CONSTANT}
+    assert compared == {NEEDED, TOLD, study.BASE, *study.SPACES} - {study.CONSTANT}
     assert len(found["bars"]) == 7
     assert not any(FEWER in method for method, *_ in rows)
     assert (TOLD, pictures, study.RIGHT) in rows
