@@ -48,31 +48,32 @@ class Answer(NamedTuple):
     fix: str = ""
 
 
-OTHERS = (
-    "{}: programs pass it over or refuse it where the model is FLUX.1 or SD3; load it into a model"
-    " of that family"
-)
-
-
 def answer(path: Path, contents: Contents) -> Answer:
     """Return whether a LoRA file can be used here, and the command that helps."""
     layers, named = contents.layers, " and ".join(contents.text_encoders)
+    norms = [
+        layer.norm
+        for component in (layers, *contents.text_encoders.values())
+        for layer in component.values()
+    ]
     faults = {
-        Answer("family", f"it is an adapter for {OTHERS.format(contents.family)}"): contents.family
-        not in (*FAMILIES, "unknown"),
+        Answer(
+            "broken",
+            "it holds NaN, infinity or changes beyond float32: images turn black; get the file"
+            " again",
+        ): not all(norm <= LARGEST for norm in norms),
+        Answer("zero", "the change of every layer is zero: there is nothing to apply"): norms
+        and not any(norms),
+        Answer(
+            "family",
+            f"it is an adapter for {contents.family}: load it into a model of that family, not into"
+            " FLUX.1 or SD3",
+        ): contents.family not in (*FAMILIES, "unknown"),
         Answer("text", f"it changes {named} alone: the image model stays as it is"): not layers
         and named,
         Answer(
             "nothing", "none of its tensors has the name of a layer of FLUX.1 or SD3"
         ): not layers or contents.family == "unknown",
-        Answer(
-            "broken",
-            "it holds NaN, infinity or changes beyond float32: images turn black; get the file"
-            " again",
-        ): not all(layer.norm <= LARGEST for layer in layers.values()),
-        Answer(
-            "zero", "the change of every layer is zero: there is nothing to apply"
-        ): contents.norm == 0,
     }
     if wrong := [fault for fault, holds in faults.items() if holds]:
         return wrong[0]
@@ -237,7 +238,7 @@ def show_summary(
     names = {path: escape(clean(str(path.absolute().relative_to(common)), NAME)) for path in rows}
     table = Table()
     table.add_column("file", overflow="fold")
-    columns = ["family", "layers", "rank", "‖ΔW‖", "triggers", "diffusers"]
+    columns = ["family", "layers", "rank", "‖ΔW‖", "triggers", "answer"]
     for column in [*columns, *(["AutoV3"] if hashes else [])]:
         table.add_column(column, no_wrap=column != "triggers")
     for path, result in rows.items():

@@ -227,6 +227,29 @@ def test_the_blocks_of_every_family_are_shown_with_rank_and_norm(gates, tmp_path
     assert two["layers"]["blocks.11.ffn.0"]["rank"] == 3
 
 
+OF_DIFFUSERS = ("flux", "flux peft", "sd3")  # families whose loader of diffusers was measured
+
+
+def test_the_answer_is_of_the_family_of_the_file_and_damage_comes_first(gates, tmp_path):
+    (tmp_path / "all").mkdir()
+    for family in FILES:
+        tensors = drawn(family, 0)
+        save_file(tensors, tmp_path / "all" / f"{family}.safetensors")
+        up = next(name for name in tensors if "up.weight" in name or "lora_B" in name)
+        tensors[up] = torch.full_like(tensors[up], torch.nan)
+        save_file(tensors, tmp_path / "all" / f"{family} nan.safetensors")
+        (line,) = [line for line in gates("inspect", f"all/{family}.safetensors").splitlines()
+                   if line.startswith("answer: ")]  # fmt: skip
+        assert ("diffusers" in line) == (family in OF_DIFFUSERS)
+        said = f"adapter for {family.split()[0]}: load it into a model of that family"
+        assert (said in line) == (family not in OF_DIFFUSERS)
+    printed = gates("inspect", "all", "--json", "found.json")
+    (line,) = [line for line in printed.splitlines() if "holds NaN" in line]
+    assert line.startswith(f"flux nan.safetensors and {len(FILES) - 1} more: ")
+    for entry in json.loads((tmp_path / "found.json").read_text())["files"]:
+        assert (entry["answer"]["effect"] == "broken") == ("nan" in entry["file"])
+
+
 def test_blocks_have_factors(merged):
     files = [drawn("sd1", 0), drawn("sd1", 1)]
     whole = total(files, (1, 1))

@@ -25,6 +25,7 @@ SAMPLES = {
     "xlabs": "whole",
 }
 Q = "transformer.transformer_blocks.0.attn.to_q"
+TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
 HADAMARD = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 
 
@@ -157,6 +158,16 @@ def test_triggers_are_named_where_the_file_is_applied(inspect, samples):
     [
         (plain(**{f"{Q}.lora_B.weight": torch.zeros(16, 2)}), "zero", "every layer is zero"),
         (plain(**{f"{Q}.lora_B.weight": torch.full((16, 2), math.nan)}), "broken", "NaN"),
+        (
+            plain(
+                **{
+                    f"text_encoder.{TEXT}.lora_A.weight": torch.full((2, 8), math.nan),
+                    f"text_encoder.{TEXT}.lora_B.weight": torch.ones(8, 2),
+                }
+            ),
+            "broken",
+            "NaN",
+        ),
         (plain(**{f"{Q}.lora_B.weight": torch.full((16, 2), 3e38)}), "broken", "beyond float32"),
         (
             {f"{Q}.{end}": torch.full((16, 16), 1e38) for end in HADAMARD},
@@ -165,7 +176,7 @@ def test_triggers_are_named_where_the_file_is_applied(inspect, samples):
         ),
         (
             {
-                f"text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_{end}.weight": t
+                f"text_encoder.{TEXT}.lora_{end}.weight": t
                 for end, t in (("A", torch.ones(2, 8)), ("B", torch.ones(8, 2)))
             },
             "text",
@@ -176,14 +187,21 @@ def test_triggers_are_named_where_the_file_is_applied(inspect, samples):
             "family",
             "adapter for wan",
         ),
+        (
+            {f"blocks.0.self_attn.q.lora_{end}.weight": torch.zeros(4, 4) for end in "AB"},
+            "zero",
+            "every layer is zero",
+        ),
     ],
     ids=[
         "zero",
         "NaN",
+        "NaN for a text encoder",
         "beyond float32",
         "beyond its square",
         "text encoder",
         "other family",
+        "other family, zero",
     ],
 )
 def test_why_it_does_nothing(tensors, effect, words, inspect, gates, samples):
