@@ -1,5 +1,7 @@
 """``gates diffusion convert`` and ``resize``: a file of an adapter written as another."""
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -93,8 +95,15 @@ def resize(
     bundle, console = load_lora(source, any_family=True), plain_console()
     to = folder or style_of(bundle)
     small = shrunk(console, bundle, to, rank, energy)
+    small = dataclasses.replace(small, metadata=named_after(target, small.metadata))
     numbers = {f"torch.{name}": short for short, name in DTYPES.items()}
     write(console, small, target, to, dtype or numbers.get(str(small.storage)))
+
+
+def named_after(output: Path, metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return metadata in which kohya's name of a file, if it is there, is that of the output."""
+    name = output.name.removesuffix(".safetensors")
+    return {key: name if key == "ss_output_name" else text for key, text in metadata.items()}
 
 
 def _print_mapping(console: Console, source: Path, bundle: LoraBundle) -> None:

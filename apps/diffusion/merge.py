@@ -24,7 +24,7 @@ from apps.diffusion.adapter_files import (
     with_names,
     write,
 )
-from apps.diffusion.convert import show_unused
+from apps.diffusion.convert import named_after, show_unused
 from apps.diffusion.inspect import plain_console
 from core_gates.errors import GatesError
 from diffusion.fusion.protocol import one_family
@@ -333,7 +333,9 @@ def _merge(
     storage = storages.pop() if len(storages) == 1 else whole.storage
     more = {"rank": rank, "energy": form.energy, "blocks": form.blocks}
     record = settings.record(strengths=strengths, **more)
-    result = dataclasses.replace(small, metadata=_metadata(adapters, record), storage=storage)
+    result = dataclasses.replace(
+        small, metadata=_metadata(adapters, record, form.path), storage=storage
+    )
     write(console, result, form.path, to, form.dtype)
 
 
@@ -359,12 +361,16 @@ def _with_blocks(bundle: LoraBundle, text: str | None) -> LoraBundle:
     """Return an adapter with the factors of ``--blocks``.
 
     Raises:
-        GatesError: The blocks of the family are not known, or one is none of them.
+        GatesError: The blocks of the family are not known, or one is none of them or lacks its
+            factor.
     """
     if text is None:
         return bundle
     if bundle.family not in PARTS:
         raise GatesError(f"the blocks of {bundle.family} are not known: leave --blocks out")
+    if not all(":" in part for part in text.split(",")):
+        example = ",".join(f"{name}:0.5" for name in PARTS[bundle.family])
+        raise GatesError(f"--blocks is {text!r}, expected blocks with factors, such as {example}")
     return weighed(bundle, strengths_of(text, [*PARTS[bundle.family]], "--blocks"))
 
 
@@ -397,7 +403,9 @@ def _norms(
     return table
 
 
-def _metadata(adapters: Mapping[str, LoraBundle], record: Mapping[str, Any]) -> dict[str, str]:
+def _metadata(
+    adapters: Mapping[str, LoraBundle], record: Mapping[str, Any], output: Path
+) -> dict[str, str]:
     """Return the header of the first file, with where the result comes from, and all licenses."""
     described = {name: describe(bundle.metadata) for name, bundle in adapters.items()}
     titles = {name: text.title or name for name, text in described.items()}
@@ -411,4 +419,4 @@ def _metadata(adapters: Mapping[str, LoraBundle], record: Mapping[str, Any]) -> 
         "gates.merge": json.dumps(record),
     }
     first = kept_metadata(next(iter(adapters.values())).metadata)
-    return first | {key: text for key, text in entries.items() if text}
+    return named_after(output, first) | {key: text for key, text in entries.items() if text}

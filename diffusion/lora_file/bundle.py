@@ -341,7 +341,8 @@ def weighed(bundle: LoraBundle, weights: Mapping[str, float]) -> LoraBundle:
     Args:
         bundle: An adapter.
         weights: Keys of `PARTS` of its family to factors; layers of no part stay as they are, and
-            those with the factor 0 are left out.
+            those with the factor 0 are left out. A negative factor turns the sign of B, as a scale
+            that is not positive is refused when the file is read.
     """
     starts = {f"{PARTS[bundle.family][part]}.": factor for part, factor in weights.items()}
     factors = {
@@ -349,7 +350,9 @@ def weighed(bundle: LoraBundle, weights: Mapping[str, float]) -> LoraBundle:
         for name in bundle.modules
     }
     modules = {
-        name: one._replace(scale=factors[name] * one.scale)
+        name: one._replace(
+            up=math.copysign(1.0, factors[name]) * one.up, scale=abs(factors[name]) * one.scale
+        )
         for name, one in bundle.modules.items()
         if factors[name]
     }

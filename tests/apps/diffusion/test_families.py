@@ -259,7 +259,54 @@ def test_blocks_have_factors(merged):
     assert worst(found, wanted) <= 1e-6
 
 
+def test_negative_factors_of_blocks_are_strengths(merged, gates):
+    for family, block, text in (("flux", "double", "double:-1"), ("flux peft", "to_", "double:-1"),
+                                ("sd1", "_down_", "in:-1")):  # fmt: skip
+        files = [drawn(family, 0), drawn(family, 1)]
+        found = changes(merged(files, f"--blocks={text}"))
+        wanted = total(files, (1, 1))
+        wanted = {n: -change if block in n else change for n, change in wanted.items()}
+        assert worst(found, wanted) <= 1e-6, family
+        gates("resize", "out.safetensors", f"{family}.safetensors", "--rank", 1)  # it is readable
+
+
+def test_a_merged_or_resized_file_is_called_by_its_own_name(gates):
+    for name, told in (("a", {"ss_output_name": "first"}), ("b", {})):
+        save_file(drawn("sd1", 0), f"{name}.safetensors", told)
+    for call, wanted in (
+        (("merge", "a.safetensors", "b.safetensors", "--output", "v1.5.safetensors"), "v1.5"),
+        (("merge", "b.safetensors", "a.safetensors", "--output", "none.safetensors"), None),
+        (("merge", "a.safetensors", "b.safetensors", "--output", "v1.6", "--to", "peft",
+          "--lenient"), "v1.6"),
+        (("resize", "a.safetensors", "small.safetensors", "--rank", 1), "small"),
+        (("resize", "b.safetensors", "nothing.safetensors", "--rank", 1), None),
+    ):  # fmt: skip
+        place = gates(*call).splitlines()[-1]
+        place += "/adapter_model.safetensors" if call[-1] == "--lenient" else ""
+        with safe_open(place, "pt") as file:
+            assert file.metadata().get("ss_output_name") == wanted, call
+
+
 FAULTS = {
+    **{
+        f"blocks {text!r}": (
+            [drawn(family, 0), drawn(family, 0)],
+            f"--blocks is {text!r}, expected blocks with factors, such as {example}",
+            f"--blocks={text}",
+        )
+        for family, text, example in (
+            ("sd1", "in", "in:0.5,mid:0.5,out:0.5"), ("sd1", "", "in:0.5"), ("sd1", "in:1,", "in"),
+            ("flux", "1,2", "double:0.5,single:0.5"), ("flux", "double:1,single", "double:0.5"),
+            ("sd3", "some text", "joint:0.5"), ("sd3", "joint", "joint:0.5"),
+        )
+    },
+    "blocks NaN": (
+        [drawn("sd1", 0)] * 2, "--blocks gives 'in' the strength 'nan', expected a finite number",
+        "--blocks=in:nan",
+    ),
+    "blocks without the number": (
+        [drawn("sd1", 0)] * 2, "--blocks gives 'in' the strength ''", "--blocks=in:",
+    ),
     "unknown block": (
         [drawn("sd1", 0), drawn("sd1", 0)], "--blocks names 'inn', which is none of the blocks",
         "--blocks=inn:1",
