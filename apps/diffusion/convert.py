@@ -21,8 +21,9 @@ from apps.diffusion.adapter_files import (
 from apps.diffusion.inspect import dialects, plain_console, show_notes
 from core_gates.errors import GatesError
 from diffusion.lora_file import LoraBundle, load_lora
-from diffusion.lora_file.container import clean
-from diffusion.lora_file.dialects import style_of
+from diffusion.lora_file.container import FamilyError, clean
+from diffusion.lora_file.dialects import Style, own_style, refuse_unlike, style_of
+from diffusion.lora_file.reading import Base
 from harness.files import require_apart
 
 
@@ -59,11 +60,29 @@ def convert(
         raise GatesError(f"{source} does not exist: name a .safetensors file or a folder of PEFT")
     require_place(target, to, overwrite=overwrite_output, option="OUTPUT")
     require_apart(target, [source], "OUTPUT")
-    bundle = load_lora(source, base_of(base), strict=not lenient)
+    bundle, style = _loaded(source, base_of(base), to, lenient=lenient)
     console = plain_console()
     _print_mapping(console, source, bundle)
-    kept = storable(console, bundle, to, lenient=lenient)
-    write(console, shrunk(console, kept, to, rank, energy), target, to, dtype)
+    kept = storable(console, bundle, style, lenient=lenient)
+    write(console, shrunk(console, kept, style, rank, energy), target, style, dtype)
+
+
+def _loaded(
+    source: Path, base: Base | None, to: Format, *, lenient: bool
+) -> tuple[LoraBundle, Style | str]:
+    """Return an adapter and what it is written as: for other families their own dialect alone.
+
+    Raises:
+        FamilyError: It is for another family, and not in the dialect ``to``.
+    """
+    try:
+        return load_lora(source, base, strict=not lenient), to
+    except FamilyError:
+        bundle = load_lora(source, base, strict=not lenient, any_family=True)
+        if (own := own_style(bundle, to)) is None:
+            raise
+        refuse_unlike({source.stem: bundle})
+        return bundle, own
 
 
 def resize(

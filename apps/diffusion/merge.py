@@ -30,7 +30,7 @@ from core_gates.errors import GatesError
 from diffusion.fusion.protocol import one_family
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.lora_file.bundle import PARTS, weighed
-from diffusion.lora_file.dialects import Style, kept_metadata, refuse_unlike, style_of
+from diffusion.lora_file.dialects import Style, kept_metadata, own_style, refuse_unlike, style_of
 from diffusion.lora_file.family import FAMILIES
 from diffusion.lora_file.inspection import describe, sums_of_squares
 from diffusion.lora_file.reading import Base
@@ -380,13 +380,18 @@ def _written_as(adapters: Mapping[str, LoraBundle], to: Format | None) -> str | 
     Raises:
         GatesError: They are of several families, or cannot be written so.
     """
-    family = one_family(adapters)
+    family, first = one_family(adapters), next(iter(adapters.values()))
     refuse_unlike(adapters)
     if to is None:
-        return style_of(next(iter(adapters.values())))
-    if family not in FAMILIES and to != "peft":
-        raise GatesError(f"--to is for {' and '.join(FAMILIES)}, found {family}: leave it out")
-    return to
+        return style_of(first)
+    if family in FAMILIES or to == "peft":
+        return to
+    if (own := own_style(first, to)) is None:
+        raise GatesError(
+            f"--to is for {' and '.join(FAMILIES)}, found {family} with other names than those of"
+            f" {to}: leave it out"
+        )
+    return own
 
 
 def _norms(

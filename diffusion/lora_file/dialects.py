@@ -210,11 +210,27 @@ def style_of(bundle: LoraBundle) -> Style | str:
     usual = {n: min(c, key=lambda one: (one.kind, -c[one])) for n, c in counts.items()}
     namings = {name: _naming(dialect, bundle.family) for name, dialect in usual.items()}
     if TRANSFORMER not in namings:
-        raise FormatError("the first file changes text encoders alone: name another first")
+        raise FormatError(
+            "the first file changes text encoders alone, expected layers of the image model: name"
+            " another file first"
+        )
     first, network = namings[TRANSFORMER], network_of(bundle.family)
     if first == Naming(f"{network}.", "lora_A.weight") and not alpha:
         return "diffusers"
     return Style(str(usual[TRANSFORMER]), _with_encoders(first, bundle.family) | namings, alpha)
+
+
+def own_style(bundle: LoraBundle, format: str) -> Style | str | None:
+    """Return the dialect of the file that an adapter was read from, if it is that of a format.
+
+    Raises:
+        FormatError: See `style_of`.
+    """
+    own, program = style_of(bundle), program_style(format, bundle.family)
+    if program is None or not isinstance(own, Style):
+        return own if own == format else None
+    names = own.networks[TRANSFORMER]._replace(table=None)
+    return own if names == program.networks[TRANSFORMER]._replace(table=None) else None
 
 
 def _naming(dialect: Dialect, family: str) -> Naming:

@@ -58,6 +58,10 @@ FILES = {  # layers of a file: outputs, and the shape of an input
         "lora_unet_joint_blocks_0_x_block_mlp_fc1": (64, 16),
     },
     "wan": {
+        "lora_unet_blocks_0_self_attn_q": (16, 16),
+        "lora_unet_blocks_11_ffn_0": (32, 16),
+    },
+    "wan peft": {
         "diffusion_model.blocks.0.self_attn.q": (16, 16),
         "diffusion_model.blocks.11.ffn.0": (32, 16),
     },
@@ -214,7 +218,7 @@ def test_a_resized_file_keeps_the_numbers_of_the_file(gates):
 
 def test_the_blocks_of_every_family_are_shown_with_rank_and_norm(gates, tmp_path):
     save_file(drawn("sd1", 0), "a.safetensors")
-    save_file(drawn("wan", 0), "b.safetensors")
+    save_file(drawn("wan peft", 0), "b.safetensors")
     printed = gates("inspect", "a.safetensors")
     assert "4 of the U-Net, 1 of text_encoder" in printed
     blocks = [line.split("│")[1].strip() for line in printed.splitlines() if "_block" in line]
@@ -268,6 +272,21 @@ def test_negative_factors_of_blocks_are_strengths(merged, gates):
         wanted = {n: -change if block in n else change for n, change in wanted.items()}
         assert worst(found, wanted) <= 1e-6, family
         gates("resize", "out.safetensors", f"{family}.safetensors", "--rank", 1)  # it is readable
+
+
+def test_the_format_that_files_already_have_keeps_all_names(merged, gates, capsys):
+    formats = {"sdxl peft": "diffusers", "flux peft": "diffusers", "wan peft": "comfyui"}
+    for family in FILES:
+        files, to = [drawn(family, 0), drawn(family, 1)], formats.get(family, "kohya")
+        assert worst(changes(merged(files, "--to", to)), total(files, (1, 1))) <= 1e-6, family
+        gates("convert", "a.safetensors", "same.safetensors", "--to", to, "--overwrite_output")
+        same = load_file("same.safetensors")
+        assert same.keys() == files[0].keys(), family
+        assert worst(changes(same), changes(files[0])) <= 1e-6, family
+        words = ("a.safetensors", "other.safetensors", "--to", "bfl")
+        if family not in OF_DIFFUSERS:
+            assert main(["diffusion", "convert", *words]) == 2
+            assert f"is an adapter for {family.split()[0]}" in capsys.readouterr().err
 
 
 def test_a_merged_or_resized_file_is_called_by_its_own_name(gates):
@@ -334,8 +353,8 @@ FAULTS = {
         "kernels of down_blocks.0.downsamplers.0.conv are unequal: 3x1 in 'a', 1x3 in 'b'",
     ),
     "names that no table translates": (
-        [drawn("wan", 0), {k.replace("diffusion_model.", "lora_unet_").replace(".", "_", 3): t
-                           for k, t in drawn("wan", 1, alpha=True).items()}],
+        [drawn("wan peft", 0), {k.replace("diffusion_model.", "lora_unet_").replace(".", "_", 3): t
+                           for k, t in drawn("wan peft", 1, alpha=True).items()}],
         "'b' has a layer lora_unet_blocks_0_self_attn_q.alpha, named otherwise",
     ),
     "a kind without kernel": (
@@ -344,7 +363,13 @@ FAULTS = {
         "'b' holds factors of loha, which tell no kernel",
     ),
     "a format": (
-        [drawn("sd1", 0), drawn("sd1", 0)], "--to is for flux and sd3, found sd1", "--to=kohya"
+        [drawn("sd1", 0)] * 2, "found sd1 with other names than those of comfyui", "--to=comfyui"
+    ),
+    "a format of other prefixes": (
+        [drawn("sdxl peft", 0)] * 2, "--to is for flux and sd3, found sdxl with", "--to=kohya"
+    ),
+    "a format with alpha": (
+        [drawn("sdxl", 0)] * 2, "sdxl with other names than those of diffusers", "--to=diffusers"
     ),
 }  # fmt: skip
 

@@ -248,7 +248,6 @@ FAULTS = {
         "adapters are of unlike models",
         WIDE,
     ),
-    "layers that the first dialect lacks": (merge(), "cannot store context_embedder"),
     "DoRA": (merge(files=(GOOD, BAD)), "'bad' is a DoRA", DORA),
     "text encoders of a merge": (
         merge("--method", "ties_svd", files=(GOOD, BAD)),
