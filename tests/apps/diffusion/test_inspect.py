@@ -214,7 +214,7 @@ def test_why_it_does_nothing(tensors, effect, words, inspect, gates, samples):
     if effect == "broken":
         gates("index", ".", "--no_encode")
         with LoraLibrary(".") as library:
-            assert library.find("a").flags == ("nonfinite",)
+            assert "nonfinite" in library.find("a").flags
 
 
 def test_what_is_odd_is_listed(inspect, samples):
