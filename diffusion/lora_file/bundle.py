@@ -178,11 +178,13 @@ def own_components(up: Tensor, sizes: Sequence[int]) -> list[Tensor | None]:
         sizes: Outputs of each part.
 
     Returns:
-        Per part the indices of its columns of B, if no two parts share one. Otherwise None, for all
-        of them, or no indices for a part whose rows are zero while those of others are not.
+        Per part the indices of its columns of B, if some belong to one part and the others to none
+        or to all. Otherwise None, for all of them, or no indices for a part whose rows are zero
+        while those of others are not.
     """
     used = torch.stack([part.ne(0).any(0) for part in up.split(list(sizes))])
-    if (used.sum(0) <= 1).all() and used.any():
+    users = used.sum(0)
+    if ((users <= 1) | used.all(0)).all() and (users == 1).any():
         return [row.nonzero()[:, 0] for row in used]
     nothing = torch.empty(0, dtype=torch.int64)
     return [None if row.any() or not used.any() else nothing for row in used]
@@ -218,7 +220,8 @@ def fuse(parts: Sequence[Factors | None], sizes: Sequence[int]) -> Factors:
     """Return the factors of a fused layer.
 
     Where all parts have the same A it is shared; else A is stacked, B becomes block-diagonal and
-    the ranks add up.
+    the ranks add up, but for rows that occur in A again, as where a merge has put a fused layer
+    next to separate ones: each is kept once.
 
     Args:
         parts: Factors of each part; None for one that is not changed.
@@ -233,6 +236,10 @@ def fuse(parts: Sequence[Factors | None], sizes: Sequence[int]) -> Factors:
     magnitude = _magnitude(parts)
     pairs = [None if part is None else part.low_rank() for part in parts]
     down, up, scale, _ = side_by_side(pairs, sizes)
+    if len(down) > max(part.rank for part in given):
+        once, places = down.unique(dim=0, return_inverse=True)
+        if len(once) < len(down):
+            down, up = once, up.new_zeros(len(up), len(once)).index_add_(1, places, up)
     return Factors(down, up, scale, magnitude)
 
 

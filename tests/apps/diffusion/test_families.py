@@ -289,6 +289,27 @@ def test_the_format_that_files_already_have_keeps_all_names(merged, gates, capsy
             assert f"is an adapter for {family.split()[0]}" in capsys.readouterr().err
 
 
+def test_a_fused_layer_next_to_separate_ones_is_not_repeated(gates):
+    kohya, parts = "lora_unet_double_blocks_0_img_attn_qkv", {}
+    save_file(drawn("flux", 0, layers=slice(1), ranks=(4,)), "kohya.safetensors")
+    for number, one in enumerate("qkv"):
+        layer = f"transformer.transformer_blocks.0.attn.to_{one}"
+        drawn_parts = drawn("flux peft", number + 1, layers=slice(1), ranks=(4,))
+        parts |= {f"{layer}.{key.partition('.to_q.')[2]}": t for key, t in drawn_parts.items()}
+    save_file(parts, "parts.safetensors")
+    wanted = changes(load_file("kohya.safetensors"))[kohya] + torch.cat([*changes(parts).values()])
+    for names in (("kohya", "parts"), ("parts", "kohya")):
+        files = [f"{name}.safetensors" for name in names]
+        gates("merge", *files, "--output", "out.safetensors", "--to", "kohya",
+              "--overwrite_output")  # fmt: skip
+        found = load_file("out.safetensors")
+        assert len(found[f"{kohya}.lora_down.weight"]) == 16  # 4 for all, 4 for each
+        assert worst(changes(found), {kohya: wanted}) <= 1e-6
+        gates("convert", "out.safetensors", "back.safetensors", "--overwrite_output")
+        back = {n: t for n, t in load_file("back.safetensors").items() if "lora_A" in n}
+        assert [len(down) for down in back.values()] == [8, 8, 8]
+
+
 def test_a_merged_or_resized_file_is_called_by_its_own_name(gates):
     for name, told in (("a", {"ss_output_name": "first"}), ("b", {})):
         save_file(drawn("sd1", 0), f"{name}.safetensors", told)

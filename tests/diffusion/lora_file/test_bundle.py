@@ -90,6 +90,25 @@ def test_blocks_are_not_seen_where_a_component_is_shared():
     assert own_components(torch.zeros(12, 6), (4, 4, 4)) == [None, None, None]
 
 
+@given(seeds, st.lists(st.integers(1, 4), min_size=4, max_size=4), st.booleans())
+@settings(max_examples=20)
+def test_rows_that_all_parts_share_are_kept_once_and_found_again(seed, ranks, shared_first):
+    shared, parts = factors(seed, sum(SIZES), 3), []
+    for n, (rank, size, common) in enumerate(zip(ranks, SIZES, split(shared, SIZES), strict=True)):
+        both = (common, factors(seed + 1 + n, size, rank))[:: 1 if shared_first else -1]
+        down, up = torch.cat([f.down for f in both]), torch.cat([f.up for f in both], 1)
+        parts.append(Factors(down, up, 0.5))
+    fused = fuse(parts, SIZES)
+    assert fused.rank == 3 + sum(ranks)
+    close(fused.delta_weight(), stacked(parts))
+    again = split(fused, SIZES, own_components(fused.up, SIZES))
+    assert [part.rank for part in again] == [3 + rank for rank in ranks]
+    close(stacked(again), stacked(parts))
+    twice = fuse(again, SIZES)
+    assert torch.equal(twice.down, fused.down)
+    assert torch.equal(twice.up, fused.up)
+
+
 def test_a_part_without_rows_is_left_out_also_where_others_share_a():
     up = torch.ones(12, 6)
     up[4:8] = 0
