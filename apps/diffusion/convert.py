@@ -1,7 +1,6 @@
 """``gates diffusion convert`` and ``resize``: a file of an adapter written as another."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -23,7 +22,6 @@ from core_gates.errors import GatesError
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.lora_file.container import FamilyError, clean
 from diffusion.lora_file.dialects import Style, own_style, refuse_unlike, style_of
-from diffusion.lora_file.reading import Base
 from harness.files import require_apart
 
 
@@ -60,29 +58,19 @@ def convert(
         raise GatesError(f"{source} does not exist: name a .safetensors file or a folder of PEFT")
     require_place(target, to, overwrite=overwrite_output, option="OUTPUT")
     require_apart(target, [source], "OUTPUT")
-    bundle, style = _loaded(source, base_of(base), to, lenient=lenient)
+    style: Style | str = to
+    try:
+        bundle = load_lora(source, base_of(base), strict=not lenient)
+    except FamilyError:  # of other families, files are written in their own dialect alone
+        bundle = load_lora(source, base_of(base), strict=not lenient, any_family=True)
+        if (own := own_style(bundle, to)) is None:
+            raise
+        refuse_unlike({source.stem: bundle})
+        style = own
     console = plain_console()
     _print_mapping(console, source, bundle)
     kept = storable(console, bundle, style, lenient=lenient)
     write(console, shrunk(console, kept, style, rank, energy), target, style, dtype)
-
-
-def _loaded(
-    source: Path, base: Base | None, to: Format, *, lenient: bool
-) -> tuple[LoraBundle, Style | str]:
-    """Return an adapter and what it is written as: for other families their own dialect alone.
-
-    Raises:
-        FamilyError: It is for another family, and not in the dialect ``to``.
-    """
-    try:
-        return load_lora(source, base, strict=not lenient), to
-    except FamilyError:
-        bundle = load_lora(source, base, strict=not lenient, any_family=True)
-        if (own := own_style(bundle, to)) is None:
-            raise
-        refuse_unlike({source.stem: bundle})
-        return bundle, own
 
 
 def resize(
@@ -111,18 +99,18 @@ def resize(
     folder: Format | None = "peft" if source.is_dir() else None
     require_place(target, folder, overwrite=overwrite_output, option="OUTPUT")
     require_apart(target, [source], "OUTPUT")
-    bundle, console = load_lora(source, any_family=True), plain_console()
+    bundle, console = named_after(target, load_lora(source, any_family=True)), plain_console()
     to = folder or style_of(bundle)
     small = shrunk(console, bundle, to, rank, energy)
-    small = dataclasses.replace(small, metadata=named_after(target, small.metadata))
     numbers = {f"torch.{name}": short for short, name in DTYPES.items()}
     write(console, small, target, to, dtype or numbers.get(str(small.storage)))
 
 
-def named_after(output: Path, metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return metadata in which kohya's name of a file, if it is there, is that of the output."""
-    name = output.name.removesuffix(".safetensors")
-    return {key: name if key == "ss_output_name" else text for key, text in metadata.items()}
+def named_after(output: Path, bundle: LoraBundle) -> LoraBundle:
+    """Return an adapter whose name for kohya's programs, if it has one, is that of the output."""
+    names = {"ss_output_name": output.name.removesuffix(".safetensors")}
+    metadata = {key: names.get(key, text) for key, text in bundle.metadata.items()}
+    return dataclasses.replace(bundle, metadata=metadata)
 
 
 def _print_mapping(console: Console, source: Path, bundle: LoraBundle) -> None:

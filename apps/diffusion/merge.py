@@ -369,8 +369,10 @@ def _with_blocks(bundle: LoraBundle, text: str | None) -> LoraBundle:
     if bundle.family not in PARTS:
         raise GatesError(f"the blocks of {bundle.family} are not known: leave --blocks out")
     if not all(":" in part for part in text.split(",")):
-        example = ",".join(f"{name}:0.5" for name in PARTS[bundle.family])
-        raise GatesError(f"--blocks is {text!r}, expected blocks with factors, such as {example}")
+        raise GatesError(
+            f"--blocks is {text!r}, expected blocks with factors, such as"
+            f" {':0.5,'.join(PARTS[bundle.family])}:0.5"
+        )
     return weighed(bundle, strengths_of(text, [*PARTS[bundle.family]], "--blocks"))
 
 
@@ -382,10 +384,8 @@ def _written_as(adapters: Mapping[str, LoraBundle], to: Format | None) -> str | 
     """
     family, first = one_family(adapters), next(iter(adapters.values()))
     refuse_unlike(adapters)
-    if to is None:
-        return style_of(first)
-    if family in FAMILIES or to == "peft":
-        return to
+    if to is None or family in FAMILIES or to == "peft":
+        return to or style_of(first)
     if (own := own_style(first, to)) is None:
         raise GatesError(
             f"--to is for {' and '.join(FAMILIES)}, found {family} with other names than those of"
@@ -423,5 +423,5 @@ def _metadata(
         "modelspec.license": "; ".join(licenses),
         "gates.merge": json.dumps(record),
     }
-    first = kept_metadata(next(iter(adapters.values())).metadata)
-    return named_after(output, first) | {key: text for key, text in entries.items() if text}
+    first = kept_metadata(named_after(output, next(iter(adapters.values()))).metadata)
+    return first | {key: text for key, text in entries.items() if text}

@@ -226,11 +226,12 @@ def own_style(bundle: LoraBundle, format: str) -> Style | str | None:
     Raises:
         FormatError: See `style_of`.
     """
-    own, program = style_of(bundle), program_style(format, bundle.family)
-    if program is None or not isinstance(own, Style):
-        return own if own == format else None
-    names = own.networks[TRANSFORMER]._replace(table=None)
-    return own if names == program.networks[TRANSFORMER]._replace(table=None) else None
+    own = style_of(bundle)
+    found, wanted = (
+        style.networks[TRANSFORMER]._replace(table=None) if isinstance(style, Style) else style
+        for style in (own, program_style(format, bundle.family) or format)
+    )
+    return own if found == wanted else None
 
 
 def _naming(dialect: Dialect, family: str) -> Naming:
